@@ -1,0 +1,1 @@
+"""PAIS: semi-supervised instance segmentation (arrives with its own issue)."""
