@@ -1,0 +1,30 @@
+"""Config keys that every Masksmith method shares."""
+
+import torch
+from detectron2.config import CfgNode
+
+
+def add_masksmith_config(cfg: CfgNode) -> None:
+    """Adds the shared keys to a Detectron2 config, in place.
+
+    Three of Detectron2's own defaults change with it: `SEED` is fixed, `MODEL.DEVICE` is what the
+    machine has, and `MODEL.ROI_HEADS.NUM_CLASSES` 0 means "count the classes of DATASETS.TRAIN".
+    """
+    # Data sets in any COCO JSON: a list of {name, json, image_root[, format]}.
+    cfg.DATASETS.REGISTER = []
+    # Name of the data pipeline in `pseudolabel.pipeline.PIPELINES`: what a batch is.
+    cfg.INPUT.PIPELINE = "stock"
+    # "SGD" (Detectron2's) or "AdamW".
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # AdamW only: beta 1, beta 2 and epsilon.
+    cfg.SOLVER.BETAS = (0.9, 0.999)
+    cfg.SOLVER.EPS = 1e-8
+    # Seconds between two lines of the progress log of evaluation and labelling jobs.
+    cfg.TEST.LOG_PERIOD = 5.0
+
+    # One seed for data order, augmentation, initialisation and sampling inside the model.
+    cfg.SEED = 0
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
+    # Pseudo-labels are RLE, which Detectron2's polygon format refuses.
+    cfg.INPUT.MASK_FORMAT = "bitmask"

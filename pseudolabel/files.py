@@ -1,0 +1,113 @@
+"""Files that are either whole or not there: guarded paths, atomic writes, JSON and image reading."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from pseudolabel.errors import DataError
+
+
+def guarded_join(root: str | os.PathLike, file_name: str, source: object = "file_name") -> Path:
+    """Joins a `file_name` of a JSON to its image root; refuses to leave the root.
+
+    Args:
+        root: the image folder.
+        file_name: relative path, as the JSON gives it.
+        source: the JSON, for the error message.
+
+    Raises:
+        DataError: `file_name` is absolute, empty, or climbs out with `..`.
+    """
+    path = PurePosixPath(str(file_name).replace("\\", "/"))
+    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        raise DataError(
+            source,
+            f"file_name {file_name!r} is not a path below the image folder",
+            "write it relative to the image folder, without '..'",
+        )
+    return Path(root, *path.parts)
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
+    """Opens a temporary sibling of `path`; it replaces `path` only when the block ends well.
+
+    What stood at `path` before stays intact through any exception, full disk or kill.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: object, indent: int | None = None) -> None:
+    """Writes JSON atomically. NaN and infinity are refused: they are not JSON."""
+    with atomic_write(path) as file:
+        json.dump(value, file, indent=indent, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        DataError: the file is missing, is not JSON, or holds something else than an object.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(path, "the file does not exist", "check the path") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(path, f"not valid JSON ({error})", "write the file again") from error
+    if not isinstance(value, dict):
+        raise DataError(
+            path, "holds no JSON object", "give an instances file with images and annotations"
+        )
+    return value
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """Reads an image as RGB in its upright orientation.
+
+    Returns:
+        uint8 array (H, W, 3).
+
+    Raises:
+        DataError: the file is missing, empty, truncated or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except FileNotFoundError as error:
+        raise DataError(path, "the image does not exist", "check the image folder") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(
+            path, f"the image cannot be read ({error})", "replace the file or drop its record"
+        ) from error
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file, as hex."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
