@@ -13,7 +13,7 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # Data sets in any COCO JSON: a list of {name, json, image_root[, format]}.
     cfg.DATASETS.REGISTER = []
     # Name of the data pipeline in `pseudolabel.pipeline.PIPELINES`: what a batch is.
-    cfg.INPUT.PIPELINE = "stock"
+    cfg.INPUT.PIPELINE = "StockPipeline"
     # "SGD" (Detectron2's) or "AdamW".
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW only: beta 1, beta 2 and epsilon.

@@ -1,0 +1,120 @@
+"""The one trainer of the project: Detectron2's, with our pipelines, seeds and a dump on NaN."""
+
+import logging
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.solver.build import maybe_add_gradient_clipping
+from detectron2.utils import comm
+from torch import nn
+
+from pseudolabel.hooks import StepSeed, TeacherUpdate, unwrap
+from pseudolabel.loader import TrainLoader
+from pseudolabel.pipeline import build_pipeline
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Runs every config. A method is a meta-architecture and a pipeline, never a trainer."""
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_pipeline(cfg).train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_pipeline(cfg).test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
+        folder = output_folder or str(Path(cfg.OUTPUT_DIR, "inference", dataset_name))
+        return build_pipeline(cfg).evaluator(cfg, dataset_name, folder)
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """Detectron2's SGD, or AdamW in one group (`SOLVER.OPTIMIZER`)."""
+        if cfg.SOLVER.OPTIMIZER == "SGD":
+            return super().build_optimizer(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "AdamW":
+            raise ValueError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: use 'SGD' or 'AdamW'")
+        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=cfg.SOLVER.BASE_LR,
+            betas=tuple(cfg.SOLVER.BETAS),
+            eps=cfg.SOLVER.EPS,
+            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        )
+        logger.info(
+            "AdamW: lr %.3g for %d samples a step", cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
+        )
+        return optimizer
+
+    def build_hooks(self) -> list:
+        hooks = [StepSeed(self.cfg.SEED)]
+        if hasattr(unwrap(self.model), "update_teacher"):
+            hooks.append(TeacherUpdate())
+        return hooks + super().build_hooks()
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        super().resume_or_load(resume)
+        # The loader is built before the checkpoint is read; its iterator is not.
+        self._train_loader.seek(self.start_iter)
+
+    @property
+    def _train_loader(self) -> TrainLoader:
+        return self._trainer.data_loader
+
+    def run_step(self) -> None:
+        try:
+            super().run_step()
+        except FloatingPointError as error:
+            path = self._dump(str(error))
+            raise FloatingPointError(
+                f"{error}\nThe batch, the weights and the optimizer state are in {path}. "
+                "Remedy: look at the named images, lower SOLVER.BASE_LR or enable "
+                "SOLVER.CLIP_GRADIENTS, then continue from the last checkpoint with --resume."
+            ) from error
+
+    def _dump(self, message: str) -> Path:
+        """Writes what is needed to look at a failed iteration; plain containers and tensors."""
+        path = Path(self.cfg.OUTPUT_DIR, f"nan_dump_rank{comm.get_rank()}_iter{self.iter}.pth")
+        batch = self._train_loader.last_batch
+        keys = ("file_name", "image_id", "annotation_id")
+        names = [{key: sample[key] for key in keys if key in sample} for sample in batch]
+        torch.save(
+            {
+                "iteration": self.iter,
+                "message": message,
+                "samples": names,
+                "tensors": [
+                    {key: value for key, value in sample.items() if torch.is_tensor(value)}
+                    for sample in batch
+                ],
+                "model": unwrap(self.model).state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+            },
+            path,
+        )
+        logger.error("iteration %d: %s; samples: %s; dump: %s", self.iter, message, names, path)
+        return path
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+        """As Detectron2's; the evaluation's numbers are also printed as CSV lines.
+
+        Returns:
+            {dataset: {task: {metric: value}}}; the inner dict alone with one data set.
+        """
+        results = OrderedDict()
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            results[name] = inference_on_dataset(model, cls.build_test_loader(cfg, name), evaluator)
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
