@@ -1,4 +1,4 @@
-"""Compile-free provider of the Detectron2 API (an independent implementation)."""
+"""Compile-free, independent provider of the documented Detectron2 interface (see README)."""
 
 __version__ = "0.6+lite"
 __provider__ = "lite"
