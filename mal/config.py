@@ -1,0 +1,76 @@
+"""Config keys of MAL. Symbols are those of Lan et al., CVPR 2023."""
+
+from detectron2.config import CfgNode
+
+
+def add_mal_config(cfg: CfgNode) -> None:
+    """Adds `MODEL.MAL.*` in place. Defaults are the paper's, but for MIN_AREA and THRESHOLDS."""
+    mal = cfg.MODEL.MAL = CfgNode()
+
+    # Side of the square network input in pixels; the box's crop is resized to it.
+    mal.CROP_SIZE = 512
+    # Side of the mask logits on which the losses work.
+    mal.MAP_SIZE = 128
+    # theta: expansion budget of a training crop, as a fraction of the half box, split by two sides.
+    mal.MARGIN = 1.2
+    # The two opposite sides share the budget (the released code); False draws each side alone.
+    mal.MARGIN_GATED = True
+    # Expansion of a crop at test time: .6 gives 1.3x the box, the mean of the training crops.
+    mal.TEST_MARGIN = 0.6
+    # Boxes of at most MIN_AREA or at least MAX_AREA square pixels are not trained on (paper: 2048).
+    mal.MIN_AREA = 0.0
+    mal.MAX_AREA = 1e10
+    # Decoded images that each loader process keeps; a crop costs far less than its JPEG.
+    mal.IMAGE_CACHE = 64
+
+    mal.ENCODER = CfgNode()
+    # A plain ViT of timm.
+    mal.ENCODER.NAME = "vit_base_patch16_224"
+    # "patch": linear patches; "conv": 3x3 stride-2 convolutions down to the same stride.
+    mal.ENCODER.STEM = "patch"
+    # Pixels per token side, width, blocks and heads; 0 keeps the model's own.
+    mal.ENCODER.PATCH_SIZE = 0
+    mal.ENCODER.EMBED_DIM = 0
+    mal.ENCODER.DEPTH = 0
+    mal.ENCODER.NUM_HEADS = 0
+    mal.ENCODER.DROP_PATH = 0.0
+    # File with timm-named weights; "" starts from random numbers.
+    mal.ENCODER.WEIGHTS = ""
+
+    mal.DECODER = CfgNode()
+    # Width of the K and V heads and of their product.
+    mal.DECODER.HIDDEN_DIM = 256
+    mal.DECODER.OUT_DIM = 256
+    # 3x3 convolutions of the V head; the last follows the upsampling.
+    mal.DECODER.NUM_CONVS = 4
+    # Resize of the features for boxes < 32^2, < 96^2 and the rest; equal values: no size bins.
+    mal.DECODER.SCALES = (0.5, 1.0, 2.0)
+    mal.DECODER.UPSAMPLE = 2.0
+
+    # alpha_mil, alpha_crf: loss weights; iterations over which each rises linearly from 0.
+    mal.MIL_WEIGHT = 4.0
+    mal.MIL_WARMUP = 1000
+    mal.CRF_WEIGHT = 0.5
+    mal.CRF_WARMUP = 4000
+
+    mal.CRF = CfgNode()
+    # zeta: bandwidth of the colour kernel, in units of the normalised image.
+    mal.CRF.ZETA = 0.1
+    # omega: factor of the kernel (the released code parses it and uses 1).
+    mal.CRF.OMEGA = 1.0
+    mal.CRF.KERNEL_SIZE = 3
+    mal.CRF.ITERATIONS = 100
+    # Clamp of the state q.
+    mal.CRF.LOW = 0.1
+    mal.CRF.HIGH = 0.9
+
+    # m: EMA momentum of the teacher.
+    mal.TEACHER_MOMENTUM = 0.996
+
+    mal.TEST = CfgNode()
+    # Which network labels: "student" or "teacher". Evaluation reports both.
+    mal.TEST.NETWORK = "student"
+    # Mask threshold for boxes < 32^2, < 96^2 and the rest (paper: .1).
+    mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
+    # Crops per forward pass.
+    mal.TEST.BATCH_SIZE = 16

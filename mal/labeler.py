@@ -1,0 +1,87 @@
+"""MAL as a labeler: a trained checkpoint and its config become `Labeler` "mal"."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode, get_cfg
+
+from mal.config import add_mal_config
+from mal.mask_auto_labeler import MaskAutoLabeler
+from pseudolabel.config import add_masksmith_config
+from pseudolabel.errors import DataError
+from pseudolabel.files import file_hash
+from pseudolabel.labeler import LABELERS, MaskRecord
+
+
+class MALLabeler:
+    """Labels with the student or the teacher of a trained `MaskAutoLabeler`.
+
+    Args:
+        model: in evaluation mode.
+        description: JSON-able facts for the manifest.
+    """
+
+    name = "mal"
+
+    def __init__(self, model: MaskAutoLabeler, description: dict[str, Any]):
+        self.model, self.description = model.eval(), description
+
+    def label(self, image: np.ndarray, boxes: np.ndarray) -> list[MaskRecord]:
+        """One record per box (N, 4) on the uint8 RGB image (H, W, 3), in order."""
+        return self.model.predict(image, boxes)[self.model.label_with]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, network, thresholds, hashes of config and weights, device and torch version."""
+        return {"name": self.name, **self.description}
+
+
+def load_config(config_file: str, opts: list[str]) -> CfgNode:
+    """The config of a MAL training run: its YAML, or the `config.yaml` of its output folder."""
+    cfg = get_cfg()
+    add_masksmith_config(cfg)
+    add_mal_config(cfg)
+    device = cfg.MODEL.DEVICE
+    cfg.merge_from_file(config_file)
+    # A saved config names the machine it was trained on.
+    cfg.MODEL.DEVICE = device
+    cfg.merge_from_list(opts)
+    # The checkpoint holds every weight; the pretraining file need not be there any more.
+    cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
+    cfg.freeze()
+    return cfg
+
+
+@LABELERS.register()
+def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None) -> MALLabeler:
+    """Builds the labeler "mal".
+
+    Args:
+        config_file: YAML of the training run.
+        weights: checkpoint of the training run.
+        opts: KEY VALUE pairs that override the config, as on the command line.
+
+    Raises:
+        DataError: config or weights are not named, or the checkpoint does not fit the config.
+    """
+    if not config_file or not weights:
+        raise DataError(
+            "labeler 'mal'", "needs a config and weights", "give --config-file and --weights"
+        )
+    cfg = load_config(config_file, opts or [])
+    model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
+    incompatible = DetectionCheckpointer(model).load(weights)
+    _refuse_partial(weights, model)
+    description = {
+        "network": cfg.MODEL.MAL.TEST.NETWORK,
+        "thresholds": list(cfg.MODEL.MAL.TEST.THRESHOLDS),
+        "config_sha256": hashlib.sha256(cfg.MODEL.MAL.dump().encode()).hexdigest(),
+        "weights_sha256": file_hash(weights),
+        "trained_steps": int(model.steps),
+        "device": cfg.MODEL.DEVICE,
+        "torch": torch.__version__,
+    }
+    del incompatible
+    return MALLabeler(model, description)

@@ -1,0 +1,93 @@
+"""The labelling job, one process: every image once, every annotation accounted for."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import guarded_join, read_image
+from pseudolabel.labeler import Labeler
+from pseudolabel.masks import xywh_to_xyxy
+from pseudolabel.store import (
+    BoxFile,
+    ImageJob,
+    LabelResult,
+    box_problem,
+    crowd_annotation,
+    labelled_annotation,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def label_images(
+    source: BoxFile,
+    image_root: str | Path,
+    labeler: Labeler,
+    on_image: Callable[[int], None] = lambda boxes: None,
+) -> LabelResult:
+    """Labels every box of a file.
+
+    An image that cannot be read rejects its annotations by name; a box that cannot be labelled is
+    rejected alone. Nothing else is left out.
+
+    Args:
+        source: the boxes.
+        image_root: folder of the images.
+        labeler: what makes the masks.
+        on_image: called after each image with its number of boxes (progress).
+    """
+    result = LabelResult()
+    for job in source.jobs:
+        label_image(job, source.path, image_root, labeler, result)
+        on_image(len(job.boxes) + len(job.crowds))
+    return result
+
+
+def label_image(
+    job: ImageJob, source: Path, image_root: str | Path, labeler: Labeler, result: LabelResult
+) -> None:
+    """Labels one image and appends its records to `result`."""
+    height, width = job.image["height"], job.image["width"]
+    try:
+        image = read_image(guarded_join(image_root, job.image["file_name"], source))
+        if image.shape[:2] != (height, width):
+            raise DataError(
+                job.image["file_name"],
+                f"is {image.shape[1]}x{image.shape[0]}, the JSON says {width}x{height}",
+                "correct the size in the JSON or the image",
+            )
+    except DataError as error:
+        logger.warning("%s", error)
+        result.images.append({**job.image, "status": "rejected"})
+        for annotation in (*job.boxes, *job.crowds):
+            result.rejects.append(_reject(annotation, "image_unreadable", str(error)))
+        return
+    good = []
+    for annotation in job.boxes:
+        problem = box_problem(annotation, height, width)
+        if problem is None:
+            good.append(annotation)
+        else:
+            detail = f"bbox {annotation.get('bbox')} on a {width}x{height} image"
+            result.rejects.append(_reject(annotation, problem, detail))
+    boxes = xywh_to_xyxy(np.array([a["bbox"] for a in good], dtype=np.float64).reshape(-1, 4))
+    records = labeler.label(image, boxes) if good else []
+    for annotation, record in zip(good, records, strict=True):
+        result.annotations.append(labelled_annotation(annotation, record))
+    for annotation in job.crowds:
+        result.annotations.append(crowd_annotation(annotation, height, width))
+    status = "labelled" if good or job.crowds else "empty"
+    result.images.append({**job.image, "status": status})
+
+
+def _reject(annotation: dict, reason: str, detail: str) -> dict:
+    return {
+        "id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "bbox": annotation.get("bbox"),
+        "reason": reason,
+        "detail": detail,
+    }

@@ -1,0 +1,155 @@
+"""Mask IoU against human masks, box by box: the measure of a labeler.
+
+Crowds are left out. Sizes are those of the box, in square pixels, in half-open bins.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import read_json, write_json
+from pseudolabel.masks import SIZE_BINS, decode_segmentation, mask_iou, size_bin
+
+logger = logging.getLogger(__name__)
+
+
+def summarize_ious(rows: Iterable[tuple[float, float, int]]) -> dict[str, float]:
+    """Means over instances, over classes and over the size bins of the box.
+
+    Args:
+        rows: (IoU, box area in square pixels, category id) of each instance.
+
+    Returns:
+        `mIoU` (instance mean), `class_mIoU` (mean over the classes present), `small`, `medium`,
+        `large` and the counts `n`, `n_small`, ...; NaN where there is no instance.
+    """
+    rows = list(rows)
+    ious = np.array([row[0] for row in rows])
+    bins = np.array([size_bin(row[1]) for row in rows])
+    classes = np.array([row[2] for row in rows])
+    result = {
+        "mIoU": _mean(ious),
+        "class_mIoU": _mean(np.array([ious[classes == c].mean() for c in np.unique(classes)])),
+    }
+    for name in SIZE_BINS:
+        result[name] = _mean(ious[bins == name])
+    result["n"] = len(rows)
+    for name in SIZE_BINS:
+        result[f"n_{name}"] = int((bins == name).sum())
+    return result
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+class TrueMasks:
+    """The human masks of a COCO JSON, by annotation id; decoded on demand.
+
+    Args:
+        json_file: COCO JSON with a segmentation in every annotation that is no crowd.
+    """
+
+    def __init__(self, json_file: str | Path):
+        data = read_json(json_file)
+        self.json_file = json_file
+        self.sizes = {i["id"]: (i["height"], i["width"]) for i in data["images"]}
+        self.annotations = {a["id"]: a for a in data["annotations"] if not a.get("iscrowd", 0)}
+
+    def compare(self, annotation_id: int, segmentation: dict) -> tuple[float, float, int]:
+        """(IoU, box area, category id) of one predicted mask.
+
+        Raises:
+            DataError: the annotation is unknown, or either mask is missing or malformed.
+        """
+        record = f"annotation {annotation_id}"
+        truth = self.annotations.get(annotation_id)
+        if truth is None:
+            raise DataError(self.json_file, "unknown annotation", "use its own labels", record)
+        if not truth.get("segmentation"):
+            raise DataError(
+                self.json_file, "has no mask to compare with", "evaluate on human masks", record
+            )
+        height, width = self.sizes[truth["image_id"]]
+        try:
+            masks = [
+                decode_segmentation(s, height, width) for s in (truth["segmentation"], segmentation)
+            ]
+        except ValueError as error:
+            raise DataError(self.json_file, str(error), "correct the mask", record) from error
+        box_area = truth["bbox"][2] * truth["bbox"][3]
+        return mask_iou(*masks), box_area, truth["category_id"]
+
+
+def score_label_file(label_file: str | Path, truth_file: str | Path) -> dict[str, float]:
+    """Mask IoU of a pseudo-label file against human masks, matched by annotation id.
+
+    Returns:
+        As `summarize_ious`.
+
+    Raises:
+        DataError: a human-masked instance has no label, or the other way round.
+    """
+    truth = TrueMasks(truth_file)
+    labels = {a["id"]: a for a in read_json(label_file)["annotations"] if not a.get("iscrowd", 0)}
+    missing = truth.annotations.keys() - labels.keys()
+    if missing:
+        raise DataError(
+            label_file,
+            f"{len(missing)} instances of {truth_file} have no label, first id {min(missing)}",
+            "label the whole file; look for rejects beside it",
+        )
+    return summarize_ious(
+        truth.compare(key, label["segmentation"]) for key, label in sorted(labels.items())
+    )
+
+
+class MaskIoUEvaluator(DatasetEvaluator):
+    """Mask IoU of a model's networks, each under its own name (`student/mIoU`, `teacher/mIoU`).
+
+    Expects of the model, per image, {network name: [MaskRecord, ...]} in the order of the input's
+    `annotation_ids`.
+
+    Args:
+        json_file: COCO JSON with human masks.
+        output_dir: gets `mask_iou.json`; None writes nothing.
+    """
+
+    def __init__(self, json_file: str, output_dir: str | None = None):
+        self.truth = TrueMasks(json_file)
+        self.output_dir = output_dir
+        self.reset()
+
+    def reset(self) -> None:
+        self._rows: dict[str, dict[int, tuple]] = {}
+
+    def process(self, inputs: list[dict], outputs: list[Mapping]) -> None:
+        for sample, output in zip(inputs, outputs, strict=True):
+            for network, records in output.items():
+                rows = self._rows.setdefault(network, {})
+                for key, record in zip(sample["annotation_ids"], records, strict=True):
+                    rows[key] = self.truth.compare(key, record.segmentation)
+
+    def evaluate(self) -> dict | None:
+        """OrderedDict of {network: {metric: value}}; None but on the main process."""
+        parts = comm.gather(self._rows)
+        if not comm.is_main_process():
+            return None
+        results = OrderedDict()
+        for network in sorted({name for part in parts for name in part}):
+            rows = {k: v for part in parts for k, v in part.get(network, {}).items()}
+            results[network] = summarize_ious(rows[key] for key in sorted(rows))
+            logger.info("mask IoU from true boxes, %s: %s", network, results[network])
+        if self.output_dir:
+            plain = {
+                network: {k: None if v != v else v for k, v in table.items()}
+                for network, table in results.items()
+            }
+            write_json(Path(self.output_dir, "mask_iou.json"), plain, indent=1)
+        return results

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Turns a COCO boxes JSON and its images into a pseudo-label file.
+
+    tools/label.py --boxes boxes.json --images DIR --output labels.json --labeler mal \\
+        --config-file output/mal/config.yaml --weights output/mal/model_final.pth
+    tools/label.py --boxes boxes.json --images DIR --output ellipse.json --labeler ellipse
+
+Labelers: mal, filled_box, ellipse, grabcut. Beside the output stand its manifest and its rejects.
+"""
+
+import argparse
+import logging
+import sys
+import time
+
+import mal.labeler  # noqa: F401  (registers the labeler "mal")
+import pseudolabel.yardsticks  # noqa: F401  (registers filled_box, ellipse, grabcut)
+from detectron2.utils.logger import setup_logger
+from pseudolabel.errors import DataError
+from pseudolabel.label_job import label_images
+from pseudolabel.labeler import LABELERS
+from pseudolabel.loader import seed_everything
+from pseudolabel.progress import Progress
+from pseudolabel.store import BoxFile, write_label_file
+
+logger = logging.getLogger("masksmith.label")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--boxes", required=True, help="COCO or LVIS JSON; masks in it are unused")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--output", required=True, help="pseudo-label JSON to write")
+    parser.add_argument("--labeler", required=True, help="mal, filled_box, ellipse or grabcut")
+    parser.add_argument("--config-file", default="", help="mal: YAML of the training run")
+    parser.add_argument("--weights", default="", help="mal: checkpoint of the training run")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="mal: KEY VALUE config overrides")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Labels, writes, and prints the accounts. Returns 0; 1 with one clear error line."""
+    setup_logger(name="masksmith")
+    setup_logger(name="pseudolabel")
+    seed_everything(args.seed)
+    try:
+        options = {}
+        if args.labeler == "mal":
+            options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
+        if args.labeler not in LABELERS:
+            raise DataError("--labeler", f"unknown name {args.labeler!r}", "see --help")
+        labeler = LABELERS.get(args.labeler)(**options)
+        source = BoxFile(args.boxes)
+        started = time.perf_counter()
+        progress = Progress(len(source.data["annotations"]), "boxes", logger)
+        result = label_images(source, args.images, labeler, progress.update)
+        extra = {"seed": args.seed, "seconds": round(time.perf_counter() - started, 1)}
+        manifest = write_label_file(args.output, source, result, labeler.describe(), extra)
+    except DataError as error:
+        logger.error("%s", error)
+        return 1
+    logger.info("%s: %d boxes in, %s", args.output, manifest["annotations_in"], manifest["counts"])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse_args()))
