@@ -43,6 +43,6 @@ setup(
     extras_require={
         "hf": ["transformers"],
         "fast-eval": ["hotcoco"],
-        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

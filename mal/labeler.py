@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 
 from mal.config import add_mal_config
 from mal.mask_auto_labeler import MaskAutoLabeler
+from pseudolabel.checkpoints import load_strictly
 from pseudolabel.config import add_masksmith_config
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
@@ -72,8 +72,7 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
         )
     cfg = load_config(config_file, opts or [])
     model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
-    incompatible = DetectionCheckpointer(model).load(weights)
-    _refuse_partial(weights, model)
+    load_strictly(model, weights)
     description = {
         "network": cfg.MODEL.MAL.TEST.NETWORK,
         "thresholds": list(cfg.MODEL.MAL.TEST.THRESHOLDS),
@@ -83,5 +82,4 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
         "device": cfg.MODEL.DEVICE,
         "torch": torch.__version__,
     }
-    del incompatible
     return MALLabeler(model, description)

@@ -19,6 +19,7 @@ from mal.mil import mil_loss, warmup
 from mal.network import MaskNetwork
 from mal.predictor import BoxPredictor
 from pseudolabel.ema import init_teacher, update_ema
+from pseudolabel.files import expand_path
 from pseudolabel.labeler import MaskRecord
 
 
@@ -181,7 +182,7 @@ def build_network(cfg: CfgNode) -> MaskNetwork:
         depth=mal.ENCODER.DEPTH,
         num_heads=mal.ENCODER.NUM_HEADS,
         drop_path=mal.ENCODER.DROP_PATH,
-        weights=mal.ENCODER.WEIGHTS,
+        weights=expand_path(mal.ENCODER.WEIGHTS),
     )
     decoder = KVDecoder(
         in_dim=encoder.embed_dim,

@@ -15,6 +15,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pseudolabel.errors import DataError
 
 
+def expand_path(path: str | os.PathLike) -> str:
+    """Replaces `~` and `$VARIABLE` in a path of a config.
+
+    Raises:
+        DataError: a variable is not set.
+    """
+    expanded = os.path.expanduser(os.path.expandvars(path))
+    if "$" in expanded:
+        raise DataError(path, "an environment variable in this path is not set", "export it")
+    return expanded
+
+
 def guarded_join(root: str | os.PathLike, file_name: str, source: object = "file_name") -> Path:
     """Joins a `file_name` of a JSON to its image root; refuses to leave the root.
 

@@ -8,7 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import guarded_join, read_json
+from pseudolabel.files import expand_path, guarded_join, read_json
 
 REQUIRED_KEYS = ("name", "json", "image_root")
 # Kept in the dataset dicts beside Detectron2's own keys; stock mappers ignore them.
@@ -42,7 +42,8 @@ def _register(entry: Mapping) -> str:
     file_format = entry.get("format", "coco")
     if file_format != "coco":
         raise DataError("DATASETS.REGISTER", f"unknown format {file_format!r}", "use 'coco'")
-    name, json_file, image_root = entry["name"], str(entry["json"]), str(entry["image_root"])
+    name = entry["name"]
+    json_file, image_root = expand_path(entry["json"]), expand_path(entry["image_root"])
     if name in DatasetCatalog.list():
         known = MetadataCatalog.get(name)
         if (known.get("json_file"), known.get("image_root")) == (json_file, image_root):

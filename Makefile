@@ -1,0 +1,40 @@
+# Every command sets itself up: .venv is made when it is missing or when setup.py has changed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Real data for tests and benchmarks; a neighbouring shared/data is found by itself.
+MASKSMITH_DATA ?= $(realpath $(CURDIR)/../shared/data)
+export MASKSMITH_DATA
+# Threads that spin while they wait cost several times the run time on a busy machine.
+export OMP_WAIT_POLICY := PASSIVE
+
+.PHONY: demo test bench results lint clean
+
+demo: $(READY)  ## sample -> boxes -> MAL -> labels -> Mask R-CNN; DATA=DIR runs on your own
+	$(BIN)/python benchmarks/boxes_to_masks.py --name $(or $(NAME),$(if $(DATA),own,sample)) $(if $(DATA),--data $(DATA))
+
+test: $(READY)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python benchmarks/speed.py
+
+results: $(READY)  ## NAME=nuclei makes one table of docs/results.md
+	$(BIN)/python benchmarks/boxes_to_masks.py --name $(NAME) --record
+	$(BIN)/python benchmarks/tables.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) output build *.egg-info detectron2_lite/*.egg-info .pytest_cache .ruff_cache .hypothesis
+
+# detectron2 is provided by upstream's build where the user has it, else by detectron2_lite.
+$(READY): setup.py detectron2_lite/setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e ".[hf,fast-eval,dev]"
+	$(BIN)/python -c "import detectron2" 2>/dev/null || $(BIN)/python -m pip install --quiet -e ./detectron2_lite
+	touch $(READY)

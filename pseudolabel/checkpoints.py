@@ -1,0 +1,30 @@
+"""Reading checkpoints safely and completely."""
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pseudolabel.errors import DataError
+
+
+def load_strictly(model: nn.Module, path: str | Path) -> None:
+    """Loads a training checkpoint; every parameter must be there, and nothing else.
+
+    Raises:
+        DataError: the file is missing, is no safe checkpoint, or does not fit the model.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise DataError(path, "the checkpoint does not exist", "train first") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise DataError(path, f"not a safe checkpoint ({error})", "save it again") from error
+    state = content.get("model", content) if isinstance(content, dict) else {}
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise DataError(
+            path, f"does not fit the model ({error})", "use the config of its own training run"
+        ) from error
