@@ -1,0 +1,170 @@
+"""Checkpoints in Detectron2's formats."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, Any
+from urllib.parse import parse_qs, urlsplit
+
+import torch
+from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
+from fvcore.common.checkpoint import Checkpointer
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from .c2_model_loading import align_and_update_state_dicts
+from .safe_load import load_pickle, load_torch
+
+__all__ = ["DetectionCheckpointer"]
+
+# Buffers of old checkpoints that newer models derive from the config.
+_DERIVED = ("pixel_mean", "pixel_std")
+_DERIVED_PART = "anchor_generator.cell_anchors"
+
+
+class DetectionCheckpointer(Checkpointer):
+    """fvcore's Checkpointer, extended to model-zoo files.
+
+    Reads ``.pth`` (with or without a "model" entry), zoo ``.pkl`` (names as in the model, or
+    suffixes of them with "matching_heuristics", or Caffe2 blobs) and ``.pyth``. The path may end
+    in ``?matching_heuristics=True``. Nothing but tensors, arrays and plain containers is ever
+    unpickled. Files are written under a temporary name and then moved into place.
+
+    Args:
+        save_to_disk: None saves on the main process only.
+        checkpointables: further objects with ``state_dict``, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(
+            model,
+            save_dir,
+            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
+            **checkpointables,
+        )
+        self.path_manager = PathManager
+        self._parallel = isinstance(model, DistributedDataParallel)
+        self._heuristics = False
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth`` atomically and make it the last checkpoint."""
+        if not self.save_dir or not self.save_to_disk:
+            return
+        basename = f"{name}.pth"
+        if os.path.basename(basename) != basename:
+            raise ValueError(f"a checkpoint name may not contain a folder: {name}")
+        data = {"model": self.model.state_dict()}
+        data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
+        data.update(kwargs)
+        target = os.path.join(self.save_dir, basename)
+        self.logger.info("Saving checkpoint to %s", target)
+        with self._replacing(target, "wb") as stream:
+            torch.save(data, stream)
+        self.tag_last_checkpoint(basename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the newest file in ``last_checkpoint``."""
+        with self._replacing(os.path.join(self.save_dir, "last_checkpoint"), "w") as stream:
+            stream.write(last_filename_basename)
+
+    @contextmanager
+    def _replacing(self, target: str, mode: str) -> Iterator[IO]:
+        """Open for writing; the target only changes once everything is written."""
+        if "://" in target:  # a remote store, which has its own idea of a rename
+            with self.path_manager.open(target, mode) as stream:
+                yield stream
+            return
+        with self.path_manager.open(f"{target}.partial", mode) as stream:
+            yield stream
+        os.replace(f"{target}.partial", target)
+
+    def load(self, path: str, checkpointables: Iterable[str] | None = None) -> dict[str, Any]:
+        """Load a checkpoint; returns what was in the file and belongs to nobody.
+
+        Args:
+            path: file or URL; "" loads nothing. checkpointables: names to load besides the
+                model; None loads all.
+
+        Raises:
+            FileNotFoundError: when one of several ranks cannot see the file.
+        """
+        self._heuristics = False
+        parts = urlsplit(path)
+        query = parse_qs(parts.query)
+        if query:
+            flag = query.pop("matching_heuristics", ["False"])
+            if query:
+                raise ValueError(f"{path}: unknown options {sorted(query)}")
+            self._heuristics = flag == ["True"]
+            path = parts._replace(query="").geturl()
+        self._check_visible(path)
+        return super().load(
+            path, checkpointables=None if checkpointables is None else list(checkpointables)
+        )
+
+    def _check_visible(self, path: str) -> None:
+        if not path or not self._parallel:
+            return
+        # Every rank must load: DDP shares the weights, but never the optimizer's state.
+        visible = comm.all_gather(os.path.isfile(self.path_manager.get_local_path(path)))
+        if not all(visible):
+            missing = [rank for rank, seen in enumerate(visible) if not seen]
+            raise FileNotFoundError(f"{path} cannot be read on ranks {missing}")
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        if filename.endswith(".pkl"):
+            with self.path_manager.open(filename, "rb") as stream:
+                data = load_pickle(stream, filename)
+            if "model" in data and "__author__" in data:
+                self.logger.info("Reading a file from '%s'", data["__author__"])
+                return data
+            blobs = data.get("blobs", data)
+            weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith(".pyth"):
+            data = load_torch(filename)
+            if "model_state" not in data:
+                raise ValueError(f"{filename}: a .pyth file must have 'model_state'")
+            return {
+                "model": dict(data["model_state"]),
+                "__author__": "pycls",
+                "matching_heuristics": True,
+            }
+        loaded = load_torch(filename)
+        if "model" not in loaded:
+            loaded = {"model": loaded}
+        if not isinstance(loaded["model"], dict):
+            raise ValueError(f"{filename}: 'model' is not a state dict")
+        loaded["matching_heuristics"] = self._heuristics
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        if checkpoint.get("matching_heuristics", False) or self._heuristics:
+            self._convert_ndarray_to_tensor(checkpoint["model"])
+            checkpoint["model"] = align_and_update_state_dicts(
+                self.model.state_dict(),
+                checkpoint["model"],
+                c2_conversion=checkpoint.get("__author__") == "Caffe2",
+            )
+        for key in ("matching_heuristics", "__author__"):
+            checkpoint.pop(key, None)
+        incompatible = super()._load_model(checkpoint)
+        own_buffers = {name for name, _ in self.model.named_buffers(recurse=False)}
+        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
+        for name in _DERIVED:
+            if name in own_buffers and name in missing:
+                missing.remove(name)
+        derived = [k for k in unexpected if k in _DERIVED or _DERIVED_PART in k]
+        for name in derived:
+            unexpected.remove(name)
+        return incompatible

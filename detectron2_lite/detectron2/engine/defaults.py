@@ -1,0 +1,314 @@
+"""The standard way to wire a config into a training run."""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
+from detectron2.data import (
+    MetadataCatalog,
+    build_detection_test_loader,
+    build_detection_train_loader,
+)
+from detectron2.data import transforms as T
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    inference_on_dataset,
+    print_csv_format,
+    verify_results,
+)
+from detectron2.modeling import build_model
+from detectron2.solver import build_lr_scheduler, build_optimizer
+from detectron2.utils import comm
+from detectron2.utils.events import EventWriter
+from detectron2.utils.logger import setup_logger
+from torch import nn
+
+from . import hooks
+from .setup import (
+    create_ddp_model,
+    default_argument_parser,
+    default_setup,
+    default_writers,
+)
+from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
+
+__all__ = [
+    "DefaultPredictor",
+    "DefaultTrainer",
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+]
+
+
+class DefaultPredictor:
+    """One image in, one result out: model from the config, weights loaded, test-time resize.
+
+    Input is a uint8 BGR array (H, W, 3) whatever INPUT.FORMAT says; output is the model's dict for
+    it, in the original resolution.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg.clone()
+        self.model = build_model(self.cfg)
+        self.model.eval()
+        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
+        shortest = cfg.INPUT.MIN_SIZE_TEST
+        self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
+        self.input_format = cfg.INPUT.FORMAT
+        if self.input_format not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {self.input_format}")
+
+    @torch.no_grad()
+    def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
+        """Predict on one BGR image (H, W, 3)."""
+        height, width = original_image.shape[:2]
+        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
+        image = self.aug.get_transform(image).apply_image(image)
+        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
+        inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
+        return self.model([inputs])[0]
+
+
+class DefaultTrainer(TrainerBase):
+    """Config in, training run out; override the ``build_*`` methods to change a part.
+
+    Builds model, optimizer and train loader in that order, then scheduler, checkpointer and hooks.
+    The loop itself is an inner SimpleTrainer (or AMPTrainer), kept as ``_trainer``.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        super().__init__()
+        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+            setup_logger()
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        model = create_ddp_model(model, broadcast_buffers=False)
+        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(model, data_loader, optimizer)
+        # A hook's after_backward belongs to the outer trainer, where the hooks are.
+        self._trainer.register_hooks([_ForwardBackward(weakref.proxy(self))])
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = DetectionCheckpointer(
+            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    @property
+    def model(self) -> nn.Module:
+        """The model in training, DDP-wrapped if there are several processes."""
+        return self._trainer.model
+
+    @model.setter
+    def model(self, value: nn.Module) -> None:
+        self._trainer.model = value
+
+    @property
+    def data_loader(self) -> Iterable:
+        """The train loader."""
+        return self._trainer.data_loader
+
+    @data_loader.setter
+    def data_loader(self, value: Iterable) -> None:
+        self._trainer.data_loader = value
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer."""
+        return self._trainer.optimizer
+
+    @optimizer.setter
+    def optimizer(self, value: torch.optim.Optimizer) -> None:
+        self._trainer.optimizer = value
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue from OUTPUT_DIR's last checkpoint, or load MODEL.WEIGHTS (model only)."""
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if resume and self.checkpointer.has_checkpoint():
+            # The checkpoint holds the last finished iteration.
+            self.start_iter = self.iter + 1
+
+    def build_hooks(self) -> list[HookBase | None]:
+        """Timer, LR, (PreciseBN,) checkpoints, evaluation, writers: in that order.
+
+        Checkpoints come after everything that changes saved state; writers last, so that they see
+        all scalars. Checkpoints and writers exist on the main process only.
+        """
+        cfg = self.cfg
+
+        def evaluate() -> Mapping[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.model)
+            return self._last_eval_results
+
+        main = comm.is_main_process()
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            hooks.PreciseBN() if cfg.TEST.PRECISE_BN.ENABLED else None,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
+            if main
+            else None,
+            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
+        ]
+
+    def build_writers(self) -> list[EventWriter]:
+        """Writers for OUTPUT_DIR."""
+        return default_writers(self.cfg.OUTPUT_DIR, self.max_iter)
+
+    def train(self) -> Mapping[str, Any] | None:
+        """Train to MAX_ITER; returns verified results when TEST.EXPECTED_RESULTS is set."""
+        super().train(self.start_iter, self.max_iter)
+        if not (len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process()):
+            return None
+        results = getattr(self, "_last_eval_results", None)
+        if results is None:
+            raise RuntimeError("TEST.EXPECTED_RESULTS is set, but no evaluation took place")
+        verify_results(self.cfg, results)
+        return results
+
+    def run_step(self) -> None:
+        """One iteration of the inner trainer."""
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Iteration and hooks, and the inner trainer (its optimizer) under ``_trainer``."""
+        return {**super().state_dict(), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        super().load_state_dict(state_dict)
+        self._trainer.load_state_dict(state_dict["_trainer"])
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of MODEL.META_ARCHITECTURE, on MODEL.DEVICE."""
+        model = build_model(cfg)
+        logging.getLogger(__name__).info("Model:\n%s", model)
+        return model
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """SGD by the SOLVER keys."""
+        return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """The scheduler of SOLVER.LR_SCHEDULER_NAME."""
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Iterable:
+        """An endless iterable of batches (lists of dicts)."""
+        return build_detection_train_loader(cfg)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable:
+        """A loader over one test set, with a length."""
+        return build_detection_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Not defined here: which metric suits a dataset is the user's choice."""
+        raise NotImplementedError(
+            f"To evaluate {dataset_name}, override {cls.__name__}.build_evaluator or pass "
+            "evaluators= to test()"
+        )
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | Sequence[DatasetEvaluator] | None = None,
+    ) -> dict[str, Any]:
+        """Evaluate on every DATASETS.TEST.
+
+        Args:
+            evaluators: one per test set; None asks :meth:`build_evaluator`, and skips a test set
+                for which that is not implemented.
+
+        Returns:
+            ``{task: {metric: value}}`` for a single test set, else that per dataset name.
+        """
+        logger = logging.getLogger(__name__)
+        names = cfg.DATASETS.TEST
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        if evaluators is not None and len(evaluators) != len(names):
+            raise ValueError(f"{len(names)} test sets, but {len(evaluators)} evaluators")
+        results: dict[str, Any] = {}
+        for index, name in enumerate(names):
+            loader = cls.build_test_loader(cfg, name)
+            try:
+                evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            except NotImplementedError as error:
+                logger.warning("No evaluator, %s is skipped: %s", name, error)
+                results[name] = {}
+                continue
+            results[name] = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                logger.info("Evaluation results for %s in csv format:", name)
+                print_csv_format(results[name])
+        return next(iter(results.values())) if len(results) == 1 else results
+
+    @staticmethod
+    def auto_scale_workers(cfg: CfgNode, num_workers: int) -> CfgNode:
+        """Rescale the schedule when the config was written for another number of processes.
+
+        With SOLVER.REFERENCE_WORLD_SIZE r > 0 and w processes, batch size and base LR are
+        multiplied by w/r, and all iteration counts divided by it (linear scaling rule of
+        Goyal et al. 2017). 0 switches it off.
+
+        Raises:
+            ValueError: when IMS_PER_BATCH is not divisible by r.
+        """
+        reference = cfg.SOLVER.REFERENCE_WORLD_SIZE
+        if reference in (0, num_workers):
+            return cfg
+        if cfg.SOLVER.IMS_PER_BATCH % reference:
+            raise ValueError(
+                f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is not a multiple of "
+                f"SOLVER.REFERENCE_WORLD_SIZE {reference}"
+            )
+        frozen = cfg.is_frozen()
+        cfg = cfg.clone()
+        cfg.defrost()
+        solver, ratio = cfg.SOLVER, num_workers / reference
+        solver.IMS_PER_BATCH = round(solver.IMS_PER_BATCH * ratio)
+        solver.BASE_LR *= ratio
+        for key in ("MAX_ITER", "WARMUP_ITERS", "CHECKPOINT_PERIOD"):
+            solver[key] = round(solver[key] / ratio)
+        solver.STEPS = tuple(round(step / ratio) for step in solver.STEPS)
+        cfg.TEST.EVAL_PERIOD = round(cfg.TEST.EVAL_PERIOD / ratio)
+        solver.REFERENCE_WORLD_SIZE = num_workers
+        if frozen:
+            cfg.freeze()
+        return cfg
+
+
+class _ForwardBackward(HookBase):
+    """Passes the inner trainer's after_backward on to the hooks of the outer trainer."""
+
+    def __init__(self, outer: TrainerBase) -> None:
+        self._outer = outer
+
+    def after_backward(self) -> None:
+        self._outer.after_backward()

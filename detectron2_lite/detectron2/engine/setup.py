@@ -1,0 +1,121 @@
+"""What a run needs before a trainer exists: arguments, folders, loggers, seeds, writers, DDP."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = [
+    "create_ddp_model",
+    "default_argument_parser",
+    "default_setup",
+    "default_writers",
+]
+
+
+def create_ddp_model(
+    model: nn.Module, *, fp16_compression: bool = False, **kwargs: Any
+) -> nn.Module:
+    """Wrap the model in DistributedDataParallel if there is more than one process.
+
+    Args:
+        fp16_compression: all-reduce gradients in half precision.
+        kwargs: passed to DistributedDataParallel.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    on_cuda = any(p.device.type == "cuda" for p in model.parameters())
+    # DDP refuses device ids for a module on the CPU.
+    kwargs.setdefault("device_ids", [comm.get_local_rank()] if on_cuda else None)
+    ddp = DistributedDataParallel(model, **kwargs)
+    if fp16_compression:
+        from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+
+        ddp.register_comm_hook(state=None, hook=default_hooks.fp16_compress_hook)
+    return ddp
+
+
+def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
+    """The command line shared by training scripts; ``opts`` holds config overrides."""
+    parser = argparse.ArgumentParser(
+        epilog=epilog
+        or f"Example: {sys.argv[0]} --config-file cfg.yaml SOLVER.BASE_LR 0.001 OUTPUT_DIR out",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="path to a YAML config")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
+    )
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine")
+    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
+    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    parser.add_argument(
+        "--dist-url", default="auto", help="rendezvous of the processes (tcp://host:port)"
+    )
+    parser.add_argument(
+        "opts",
+        default=None,
+        nargs=argparse.REMAINDER,
+        help="config overrides at the end of the command line: KEY VALUE KEY VALUE ...",
+    )
+    return parser
+
+
+def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Output folder, loggers (``log.txt``), ``config.yaml``, seeds and backend flags.
+
+    Every rank gets its own seed ``cfg.SEED + rank``; a negative SEED seeds from the clock.
+    """
+    rank = comm.get_rank()
+    out = cfg.OUTPUT_DIR
+    if comm.is_main_process() and out:
+        PathManager.mkdirs(out)
+    setup_logger(out, distributed_rank=rank, name="fvcore")
+    logger = setup_logger(out, distributed_rank=rank)
+    logger.info("Rank %d of %d; torch %s", rank, comm.get_world_size(), torch.__version__)
+    logger.info("Command line arguments: %s", args)
+    logger.info("Running with full config:\n%s", cfg.dump())
+    if comm.is_main_process() and out:
+        path = os.path.join(out, "config.yaml")
+        with PathManager.open(path, "w") as stream:
+            stream.write(cfg.dump())
+        logger.info("Full config saved to %s", path)
+    seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
+    if cfg.FLOAT32_PRECISION:
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    # Benchmarking algorithms pays off for many images of few sizes, not for evaluation.
+    if not getattr(args, "eval_only", False):
+        torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+
+
+def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
+    """Terminal, ``metrics.json``, and tensorboard files where tensorboard is installed."""
+    PathManager.mkdirs(output_dir)
+    writers: list[EventWriter] = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+    ]
+    if importlib.util.find_spec("tensorboard") is not None:
+        writers.append(TensorboardXWriter(output_dir))
+    return writers
