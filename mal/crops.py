@@ -2,8 +2,8 @@
 
 Legend: H, W image size in pixels; S side of the square crop after resizing.
 Boxes are XYXY, absolute, float, in the coordinate frame of the image array. Every function that
-takes a box expects it clipped to the image (`pseudolabel.masks.clip_box`): a box that reaches outside would
-otherwise widen its window with pixels which say nothing about the object.
+takes a box expects it clipped to the image first (`pseudolabel.masks.clip_box`): a box that reaches
+outside would otherwise widen its window with pixels which say nothing about the object.
 """
 
 from __future__ import annotations

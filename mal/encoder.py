@@ -193,16 +193,20 @@ def _build_vit(name: str, image_size: int, drop_path: float, overrides: dict[str
     import timm
     from timm.models.vision_transformer import VisionTransformer
 
-    vit = timm.create_model(
-        name,
-        pretrained=False,
-        num_classes=0,
-        global_pool="token",
-        img_size=image_size,
-        dynamic_img_size=True,
-        drop_path_rate=drop_path,
-        **overrides,
-    )
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no model {name!r}; timm.list_models('vit_*') lists the choice")
+    options = {"img_size": image_size, "dynamic_img_size": True, "global_pool": "token"}
+    try:
+        vit = timm.create_model(
+            name,
+            pretrained=False,
+            num_classes=0,
+            drop_path_rate=drop_path,
+            **options,
+            **overrides,
+        )
+    except TypeError as error:  # an architecture without these options
+        raise ValueError(f"{name} cannot be built as a plain VisionTransformer: {error}") from error
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"{name} is a {type(vit).__name__}; a plain VisionTransformer is needed")
     return vit

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+Pair = tuple[Tensor, Tensor]
+
 
 @torch.no_grad()
 def init_teacher(teacher: nn.Module, student: nn.Module) -> None:
@@ -24,8 +26,8 @@ def init_teacher(teacher: nn.Module, student: nn.Module) -> None:
     Raises:
         ValueError: names or shapes differ.
     """
-    for own, other in (*_pairs(teacher, student, "parameter"), *_pairs(teacher, student, "buffer")):
-        own.copy_(other)
+    parameters, buffers = _pairs(teacher, student)
+    _copy(parameters + buffers)
     unwrap(teacher).requires_grad_(False)
 
 
@@ -43,13 +45,11 @@ def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-    pairs = _pairs(teacher, student, "parameter")
-    if pairs:
-        averages = [own for own, _ in pairs]
-        values = [other.to(own.dtype) for own, other in pairs]
-        torch._foreach_lerp_(averages, values, 1.0 - momentum)
-    for own, other in _pairs(teacher, student, "buffer"):
-        own.copy_(other)
+    parameters, buffers = _pairs(teacher, student)
+    if parameters:
+        averages = [own for own, _ in parameters]
+        torch._foreach_lerp_(averages, [other.to(own) for own, other in parameters], 1.0 - momentum)
+    _copy(buffers)
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -59,12 +59,19 @@ def unwrap(module: nn.Module) -> nn.Module:
     return module
 
 
-def _pairs(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tensor, Tensor]]:
-    """Matching (teacher, student) tensors of one kind, checked by name and shape."""
-    own, other = (
-        dict(module.named_parameters() if kind == "parameter" else module.named_buffers())
-        for module in (unwrap(teacher), unwrap(student))
-    )
+def _copy(pairs: list[Pair]) -> None:
+    if pairs:
+        torch._foreach_copy_([own for own, _ in pairs], [other for _, other in pairs])
+
+
+def _pairs(teacher: nn.Module, student: nn.Module) -> tuple[list[Pair], list[Pair]]:
+    """Matching (teacher, student) parameters and buffers; both are checked before any is used."""
+    modules = unwrap(teacher), unwrap(student)
+    parameters = _match("parameters", *(dict(m.named_parameters()) for m in modules))
+    return parameters, _match("buffers", *(dict(m.named_buffers()) for m in modules))
+
+
+def _match(kind: str, own: dict[str, Tensor], other: dict[str, Tensor]) -> list[Pair]:
     wrong = sorted(own.keys() ^ other.keys()) or [
         f"{name} {tuple(own[name].shape)} / {tuple(other[name].shape)}"
         for name in own
@@ -72,7 +79,7 @@ def _pairs(teacher: nn.Module, student: nn.Module, kind: str) -> list[tuple[Tens
     ]
     if wrong:
         raise ValueError(
-            f"teacher and student differ in these {kind}s: {', '.join(wrong)};"
+            f"teacher and student differ in these {kind}: {', '.join(wrong)};"
             " build both from one config"
         )
     return [(own[name], other[name]) for name in own]

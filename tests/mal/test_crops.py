@@ -1,0 +1,240 @@
+"""Windows, crops, box masks and the way back, against brute force."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from mal import crops
+from mal.crops import Window
+
+H, W = 11, 7
+
+
+@st.composite
+def windows(draw):
+    y0, x0 = draw(st.integers(-40, 40)), draw(st.integers(-40, 40))
+    return Window(y0, x0, y0 + draw(st.integers(1, 30)), x0 + draw(st.integers(1, 30)))
+
+
+@st.composite
+def boxes(draw):
+    x0, y0 = draw(st.floats(0, W)), draw(st.floats(0, H))
+    return [x0, y0, draw(st.floats(x0, W)), draw(st.floats(y0, H))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows(), st.booleans())
+def test_wrap_crop_equals_modulo_indexing(window, colour):
+    array = np.arange(H * W * 3).reshape(H, W, 3)
+    array = array if colour else array[..., 0]
+    crop = crops.wrap_crop(array, window)
+    assert crop.shape[:2] == (window.height, window.width)
+    for i in range(window.height):
+        for j in range(window.width):
+            expected = array[(window.y0 + i) % H, (window.x0 + j) % W]
+            assert np.array_equal(crop[i, j], expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows())
+def test_zero_crop_keeps_the_inside_and_nothing_else(window):
+    array = np.arange(1, H * W + 1, dtype=np.int32).reshape(H, W)
+    crop = crops.zero_crop(array, window)
+    assert crop.dtype == array.dtype
+    for i in range(window.height):
+        for j in range(window.width):
+            y, x = window.y0 + i, window.x0 + j
+            inside = 0 <= y < H and 0 <= x < W
+            assert crop[i, j] == (array[y, x] if inside else 0)
+
+
+def test_crops_are_copies():
+    array = np.zeros((H, W), dtype=np.uint8)
+    for crop in (crops.wrap_crop, crops.zero_crop):
+        crop(array, Window(1, 1, 4, 4))[:] = 9
+    assert not array.any()
+
+
+def test_a_box_as_wide_as_the_image_stays_positive_in_the_wrapped_strip():
+    mask = crops.box_mask([0, 3, W, 6], H, W)
+    window = Window(2, -2, 8, W + 2)
+    assert crops.wrap_crop(mask, window)[1:5].all()
+    assert not crops.zero_crop(mask, window)[:, :2].any()
+
+
+def test_extra_width_of_training_windows():
+    rng = np.random.default_rng(0)
+    width, height = 10_000.0, 20_000.0
+    box = [50.0, 70.0, 50.0 + width, 70.0 + height]
+    drawn = [crops.train_window(box, rng) for _ in range(20_000)]
+    extra_x = np.array([window.width for window in drawn]) / width - 1
+    extra_y = np.array([window.height for window in drawn]) / height - 1
+    for extra in (extra_x, extra_y):
+        assert extra.mean() == pytest.approx(0.30, abs=0.005)
+        assert extra.max() < 0.60 + 3 / width  # floor, ceil and the inclusive far edge
+        assert np.quantile(extra, 0.95) == pytest.approx(0.53, abs=0.01)
+    assert abs(np.corrcoef(extra_x, extra_y)[0, 1]) < 0.03
+
+
+def test_ungated_margins_are_independent_and_wider():
+    rng = np.random.default_rng(0)
+    drawn = [crops.train_window([0, 0, 9999, 9999], rng, gated=False) for _ in range(4000)]
+    extra = np.array([window.width for window in drawn]) / 9999 - 1
+    assert extra.mean() == pytest.approx(0.60, abs=0.02)
+    assert 1.1 < extra.max() < 1.2 + 3 / 9999
+
+
+@settings(max_examples=100, deadline=None)
+@given(boxes(), st.integers(0, 99), st.booleans())
+def test_every_window_covers_the_whole_box_mask(box, seed, gated):
+    mask = crops.box_mask(box, H, W)
+    for window in (
+        crops.train_window(box, np.random.default_rng(seed), gated=gated),
+        crops.test_window(box),
+    ):
+        assert window.height > 0
+        assert window.width > 0
+        assert crops.zero_crop(mask, window).sum() == mask.sum()
+
+
+def test_training_window_is_a_function_of_the_generator():
+    box = [10.5, 20.25, 300.0, 180.0]
+    first, second, other = (
+        crops.train_window(box, np.random.default_rng(seed)) for seed in (3, 3, 4)
+    )
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        # 100 wide, 50 high: 15 and 7.5 px on each side, one more at the far ends, outwards
+        ([100, 200, 200, 250], Window(192, 85, 259, 216)),
+        # one pixel in the corner reaches outside the image on both near sides
+        ([0, 0, 1, 1], Window(-1, -1, 3, 3)),
+        # without any extent there is still a pixel to look at
+        ([5, 5, 5, 5], Window(5, 5, 6, 6)),
+    ],
+)
+def test_labelling_window_is_centred(box, expected):
+    assert crops.test_window(box) == expected
+
+
+def test_labelling_window_is_1_3_times_the_box():
+    window = crops.test_window([0, 0, 10_000, 10_000])
+    assert window.width == pytest.approx(13_000, abs=3)
+
+
+@pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([2.9, 1.2, 4.1, 3.99], range(1, 4), range(2, 5)),  # truncated, both ends included
+        ([0, 0, W, H], range(H), range(W)),  # the far edge itself is no pixel
+        ([-9, -9, -3, -3], range(0), range(0)),  # outside
+        ([3, 2, 3, 2], range(2, 3), range(3, 4)),  # no extent, one pixel
+    ],
+)
+def test_box_mask(box, rows, columns):
+    expected = np.zeros((H, W), dtype=np.uint8)
+    for y in rows:
+        for x in columns:
+            expected[y, x] = 1
+    mask = crops.box_mask(box, H, W)
+    assert mask.dtype == np.uint8
+    assert np.array_equal(mask, expected)
+
+
+@pytest.mark.parametrize(
+    "box", [[0, 0, 1], [0, 0, np.nan, 1], [5, 0, 1, 1], [0, 5, 1, 1], [0, 0, np.inf, 1]]
+)
+def test_bad_boxes_are_refused(box):
+    for use in (
+        lambda: crops.box_mask(box, H, W),
+        lambda: crops.test_window(box),
+        lambda: crops.train_window(box, np.random.default_rng(0)),
+    ):
+        with pytest.raises(ValueError, match="box must"):
+            use()
+
+
+def test_resize_image_is_pillows_bicubic():
+    image = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize((6, 6), Image.Resampling.BICUBIC))
+    assert np.array_equal(crops.resize_image(image, 6), expected)
+    # antialiased: a fine checkerboard turns gray instead of aliasing to one of its colours
+    board = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    assert abs(crops.resize_image(board, 8).astype(int) - 127).max() < 20
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 24))
+def test_resize_mask_takes_the_pixel_under_the_centre(height, width, size):
+    mask = np.random.default_rng(height * 20 + width).integers(0, 2, (height, width))
+    resized = crops.resize_mask(mask.astype(np.uint8), size)
+    for i in range(size):
+        for j in range(size):
+            source = mask[(2 * i + 1) * height // (2 * size), (2 * j + 1) * width // (2 * size)]
+            assert resized[i, j] == source
+
+
+def _bilinear(prob, position, extent):
+    """Value of one map axis at an integer target pixel: half-pixel centres, clamped ends."""
+    size = len(prob)
+    at = max((position + 0.5) * size / extent - 0.5, 0.0)
+    low = min(int(at), size - 1)
+    return low, min(low + 1, size - 1), at - low
+
+
+def _brute_paste(prob, window, height, width):
+    canvas = np.zeros((height, width))
+    for y in range(height):
+        for x in range(width):
+            if window.y0 <= y < window.y1 and window.x0 <= x < window.x1:
+                a, b, v = _bilinear(prob, y - window.y0, window.height)
+                c, d, u = _bilinear(prob[0], x - window.x0, window.width)
+                canvas[y, x] = (1 - v) * ((1 - u) * prob[a, c] + u * prob[a, d]) + v * (
+                    (1 - u) * prob[b, c] + u * prob[b, d]
+                )
+    return canvas
+
+
+@settings(max_examples=40, deadline=None)
+@given(windows(), st.booleans())
+def test_paste_equals_brute_force(window, as_tensor):
+    prob = np.random.default_rng(abs(window.y0)).random((5, 5)).astype(np.float32)
+    patch, y0, x0 = crops.paste(
+        torch.from_numpy(prob) if as_tensor else prob, window, height=H, width=W
+    )
+    canvas = np.zeros((H, W))
+    canvas[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]] = patch
+    assert patch.dtype == np.float32
+    assert np.allclose(canvas, _brute_paste(prob, window, H, W), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window(-9, 0, -2, 3),  # above
+        Window(0, W, 5, W + 4),  # right of the image, touching
+        Window(H + 5, W + 5, H + 9, W + 9),  # beyond the corner
+    ],
+)
+def test_paste_of_a_window_outside_is_empty(window):
+    patch, y0, x0 = crops.paste(np.ones((4, 4), np.float32), window, H, W)
+    assert patch.size == 0
+    assert 0 <= y0 <= H
+    assert 0 <= x0 <= W
+
+
+def test_a_full_map_survives_the_round_trip():
+    box = [1, 2, 5, 9]
+    window = crops.test_window(box)
+    mask = crops.box_mask(box, H, W)
+    small = crops.resize_mask(crops.zero_crop(mask, window), 64).astype(np.float32)
+    patch, y0, x0 = crops.paste(small, window, H, W)
+    canvas = np.zeros((H, W), dtype=np.uint8)
+    canvas[y0 : y0 + patch.shape[0], x0 : x0 + patch.shape[1]] = patch > 0.5
+    assert np.array_equal(canvas, mask)
