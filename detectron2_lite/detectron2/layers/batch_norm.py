@@ -1,0 +1,184 @@
+"""Normalisation layers and the names by which configs choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["FrozenBatchNorm2d", "LayerNorm2d", "NaiveSyncBatchNorm", "get_norm"]
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics *and* affine terms are constants.
+
+    All four live in buffers (`weight`, `bias`, `running_mean`, `running_var`), so optimisers
+    and EMA over parameters never see them while checkpoints of a plain batch norm load.
+    """
+
+    _version = 3
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        ones, zeros = torch.ones(num_features), torch.zeros(num_features)
+        self.register_buffer("weight", ones.clone())
+        self.register_buffer("bias", zeros.clone())
+        self.register_buffer("running_mean", zeros)
+        # Minus eps: a new layer is then exactly the identity.
+        self.register_buffer("running_var", ones - eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) per channel; differentiable in x alone."""
+        if x.requires_grad:
+            # The fused kernel would keep x alive for a gradient of the affine terms that is
+            # never asked for; one multiply-add does not.
+            scale, shift = self._affine()
+            return x * scale.to(x.dtype) + shift.to(x.dtype)
+        return F.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
+        )
+
+    def _affine(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * scale
+        return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # A trained batch norm counts its batches; here nobody does.
+        state_dict.pop(prefix + "num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return f"num_features={self.num_features}, eps={self.eps}"
+
+    @classmethod
+    def convert_frozen_batchnorm(cls, module: nn.Module) -> nn.Module:
+        """Replace every (Sync)BatchNorm2d below `module` by its frozen equal.
+
+        Children are replaced in place; the return value differs from `module` only when
+        `module` itself is a batch norm.
+        """
+        if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
+            frozen = cls(module.num_features, module.eps)
+            with torch.no_grad():
+                if module.affine:
+                    frozen.weight = module.weight.detach().clone()
+                    frozen.bias = module.bias.detach().clone()
+                if module.running_mean is not None:
+                    frozen.running_mean = module.running_mean.clone()
+                    frozen.running_var = module.running_var.clone()
+            return frozen.to(frozen.weight.device).train(module.training)
+        for name, child in module.named_children():
+            replacement = cls.convert_frozen_batchnorm(child)
+            if replacement is not child:
+                setattr(module, name, replacement)
+        return module
+
+
+class NaiveSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over all ranks, also of unequal (and, with "N", empty) batches.
+
+    Args:
+        stats_mode: "" gives every rank the same say; "N" weighs the ranks by their number
+            of images.
+    """
+
+    def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if stats_mode not in ("", "N"):
+            raise ValueError(f"stats_mode must be '' or 'N', got {stats_mode!r}")
+        self._stats_mode = stats_mode
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (N, C, H, W)."""
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if not self.training or alone:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce
+
+        x = input.float()
+        if self._stats_mode == "N":
+            share = x.new_full((1,), x.shape[0])
+        elif x.shape[0] > 0:
+            share = x.new_ones(1)
+        else:
+            raise ValueError("NaiveSyncBatchNorm needs stats_mode='N' for empty batches")
+        if x.shape[0] == 0:
+            first = second = x.sum() * 0 + x.new_zeros(x.shape[1])
+        else:
+            first, second = x.mean((0, 2, 3)), (x * x).mean((0, 2, 3))
+        total = all_reduce(torch.cat([first * share, second * share, share]))
+        mean, square = (total[:-1] / total[-1].clamp(min=1)).chunk(2)
+        var = square - mean * mean
+        if total[-1] > 0:
+            with torch.no_grad():
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        shift = self.bias - mean * scale
+        out = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
+        return out.to(input.dtype)
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of each pixel, for NCHW maps."""
+
+    def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(normalized_shape))
+        self.bias = nn.Parameter(torch.zeros(normalized_shape))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, H, W) over C."""
+        channels_last = x.permute(0, 2, 3, 1)
+        shape = self.weight.shape
+        return F.layer_norm(channels_last, shape, self.weight, self.bias, self.eps).permute(
+            0, 3, 1, 2
+        )
+
+
+def _naive_sync_n(channels: int) -> nn.Module:
+    return NaiveSyncBatchNorm(channels, stats_mode="N")
+
+
+def _group_norm(channels: int) -> nn.Module:
+    return nn.GroupNorm(32, channels)
+
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "BN": nn.BatchNorm2d,
+    "SyncBN": nn.SyncBatchNorm,
+    "nnSyncBN": nn.SyncBatchNorm,
+    "naiveSyncBN": NaiveSyncBatchNorm,
+    "naiveSyncBN_N": _naive_sync_n,
+    "FrozenBN": FrozenBatchNorm2d,
+    "GN": _group_norm,
+    "LN": LayerNorm2d,
+}
+
+
+def get_norm(norm: str | Callable[[int], nn.Module] | None, out_channels: int) -> nn.Module | None:
+    """Build a norm layer.
+
+    Args:
+        norm: "" or None for no norm; a name (BN, SyncBN, FrozenBN, GN, LN, nnSyncBN,
+            naiveSyncBN, naiveSyncBN_N); or a callable from channels to a module.
+        out_channels: channels of the map to normalise.
+
+    Raises:
+        KeyError: the name is unknown.
+    """
+    if not norm:
+        return None
+    if not isinstance(norm, str):
+        return norm(out_channels)
+    if norm not in _NORMS:
+        raise KeyError(f"Unknown norm {norm!r}; choose from {', '.join(_NORMS)} or ''")
+    return _NORMS[norm](out_channels)
