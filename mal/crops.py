@@ -47,12 +47,12 @@ def train_window(
     Each side moves outwards by a share of its half extent, drawn from U(0, margin). With `gated`
     a fresh gate per axis splits that budget between the two opposite sides, so the window grows by
     a quarter of `margin` on average and always by less than half of it. Without, the four sides
-    are independent; margin = theta - 1 then gives the factor U(1, theta) of the paper's text.
+    are independent; margin = theta - 1 then scales each half extent by U(1, theta).
 
     Args:
         box: XYXY, pixels, clipped to the image.
         rng: the only source of randomness; six draws, whatever the mode.
-        margin: largest share of the half extent (the paper's theta).
+        margin: largest share of the half extent.
         gated: see above.
 
     Returns:

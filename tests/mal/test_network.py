@@ -1,5 +1,6 @@
 """Encoder, decoder and their product."""
 
+import argparse
 import logging
 import math
 import os
@@ -154,6 +155,9 @@ def test_missing_file_and_foreign_content(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "other.pth")
     with pytest.raises(ValueError, match="no state dict"):
         load_encoder_weights(encoder, tmp_path / "other.pth")
+    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "unsafe.pth")
+    with pytest.raises(ValueError, match=r"unsafe\.pth holds more than tensors"):
+        load_encoder_weights(encoder, tmp_path / "unsafe.pth")
 
 
 def test_conv_stem_leaves_the_projection_out_and_says_so(tmp_path, caplog):
