@@ -1,0 +1,234 @@
+"""Two-stage detector and its first stage alone."""
+
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import move_device_like
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..backbone import Backbone, build_backbone
+from ..postprocessing import detector_postprocess
+from ..proposal_generator import build_proposal_generator
+from ..roi_heads import build_roi_heads
+from .build import META_ARCH_REGISTRY
+
+__all__ = ["GeneralizedRCNN", "ProposalNetwork"]
+
+# A batch is a list of dataset dicts: "image" (C, H, W) in INPUT.FORMAT; in training "instances";
+# optionally "proposals"; "height" and "width" are the size wanted of the output, (H, W) by default.
+Batch = list[dict]
+
+
+class _ImageModel(nn.Module):
+    """Normalisation and batching of images."""
+
+    def __init__(self, backbone: Backbone, pixel_mean: Sequence[float], pixel_std: Sequence[float]):
+        super().__init__()
+        self.backbone = backbone
+        assert len(pixel_mean) == len(pixel_std), f"{pixel_mean} and {pixel_std} do not match"
+        for name, values in (("pixel_mean", pixel_mean), ("pixel_std", pixel_std)):
+            column = torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)
+            self.register_buffer(name, column, persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.pixel_mean.device
+
+    def _move_to_current_device(self, x: torch.Tensor) -> torch.Tensor:
+        return move_device_like(x, self.pixel_mean)
+
+    def preprocess_image(self, batched_inputs: Batch) -> ImageList:
+        """Normalise (before padding, so that the border is 0) and pad the images to one batch."""
+        normalised = [
+            (self._move_to_current_device(x["image"]) - self.pixel_mean) / self.pixel_std
+            for x in batched_inputs
+        ]
+        return ImageList.from_tensors(
+            normalised,
+            self.backbone.size_divisibility,
+            padding_constraints=self.backbone.padding_constraints,
+        )
+
+    def _on_device(self, batched_inputs: Batch, key: str) -> list[Instances] | None:
+        if not batched_inputs or key not in batched_inputs[0]:
+            return None
+        return [x[key].to(self.device) for x in batched_inputs]
+
+
+def _to_output_size(
+    instances: list[Instances], batched_inputs: Batch, image_sizes: list[tuple[int, int]], key: str
+) -> list[dict[str, Instances]]:
+    outputs = []
+    for found, wanted, (height, width) in zip(instances, batched_inputs, image_sizes):
+        height, width = wanted.get("height", height), wanted.get("width", width)
+        outputs.append({key: detector_postprocess(found, height, width)})
+    return outputs
+
+
+@META_ARCH_REGISTRY.register()
+class GeneralizedRCNN(_ImageModel):
+    """Backbone, proposals, heads on proposals: Faster and Mask R-CNN."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module | None,
+        roi_heads: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        input_format: str | None = None,
+        vis_period: int = 0,
+    ):
+        """
+        Args:
+            proposal_generator: None takes the proposals of the dataset dicts.
+            pixel_mean, pixel_std: per channel, in the order of ``input_format``.
+            input_format: channels of the images ("BGR", "RGB"); read for visualisation only.
+            vis_period: if positive, store training images every so many iterations.
+        """
+        super().__init__(backbone, pixel_mean, pixel_std)
+        assert vis_period <= 0 or input_format is not None, "vis_period needs an input_format"
+        self.proposal_generator = proposal_generator
+        self.roi_heads = roi_heads
+        self.input_format = input_format
+        self.vis_period = vis_period
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        shapes = backbone.output_shape()
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "roi_heads": build_roi_heads(cfg, shapes),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+            "input_format": cfg.INPUT.FORMAT,
+            "vis_period": cfg.VIS_PERIOD,
+        }
+
+    def visualize_training(self, batched_inputs: Batch, proposals: list[Instances]) -> None:
+        """Store the first image with its ground truth, and with its best 20 proposals."""
+        from torchvision.utils import draw_bounding_boxes
+
+        image = batched_inputs[0]["image"].cpu()
+        if self.input_format == "BGR":
+            image = image.flip(0)
+        image = image.clamp(0, 255).to(torch.uint8)
+        panels = [
+            draw_bounding_boxes(image, boxes.tensor.detach().cpu(), colors="red")
+            for boxes in (
+                batched_inputs[0]["instances"].gt_boxes,
+                proposals[0].proposal_boxes[:20],
+            )
+        ]
+        title = "Left: GT bounding boxes;  Right: Predicted proposals"
+        get_event_storage().put_image(title, torch.cat(panels, dim=2))
+
+    def forward(self, batched_inputs: Batch):
+        """
+        Returns:
+            In training {name: scalar loss}; else per image {"instances": Instances} with
+            "pred_boxes", "pred_classes", "scores" and, with a mask head, "pred_masks".
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+        images = self.preprocess_image(batched_inputs)
+        targets = self._on_device(batched_inputs, "instances")
+        features = self.backbone(images.tensor)
+        proposals, losses = self._propose(batched_inputs, images, features, targets)
+        _, head_losses = self.roi_heads(images, features, proposals, targets)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(batched_inputs, proposals)
+        return head_losses | losses
+
+    def _propose(
+        self,
+        batched_inputs: Batch,
+        images: ImageList,
+        features: dict[str, torch.Tensor],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
+        if self.proposal_generator is not None:
+            return self.proposal_generator(images, features, targets)
+        given = self._on_device(batched_inputs, "proposals")
+        assert given is not None, 'without a proposal generator each input needs "proposals"'
+        return given, {}
+
+    def inference(
+        self,
+        batched_inputs: Batch,
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ):
+        """
+        Args:
+            detected_instances: if given, per image "pred_boxes" and "pred_classes" in the frame of
+                the input image; only the remaining outputs (masks) are computed.
+            do_postprocess: scale to the size wanted and paste the masks.
+
+        Returns:
+            Like `forward`, or, with ``do_postprocess`` false, a list of raw `Instances`.
+        """
+        assert not self.training, "inference needs eval mode"
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            proposals, _ = self._propose(batched_inputs, images, features)
+            results, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            given = [x.to(self.device) for x in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(features, given)
+        if not do_postprocess:
+            return results
+        return self._postprocess(results, batched_inputs, images.image_sizes)
+
+    @staticmethod
+    def _postprocess(
+        instances: list[Instances], batched_inputs: Batch, image_sizes: list[tuple[int, int]]
+    ) -> list[dict[str, Instances]]:
+        """Bring raw detections to the size that each input asks for."""
+        return _to_output_size(instances, batched_inputs, image_sizes, "instances")
+
+
+@META_ARCH_REGISTRY.register()
+class ProposalNetwork(_ImageModel):
+    """Backbone and proposal generator only."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        proposal_generator: nn.Module,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ):
+        super().__init__(backbone, pixel_mean, pixel_std)
+        self.proposal_generator = proposal_generator
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def forward(self, batched_inputs: Batch):
+        """In training {name: scalar loss}; else per image {"proposals": Instances}."""
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        targets = self._on_device(batched_inputs, "instances")
+        proposals, losses = self.proposal_generator(images, features, targets)
+        if self.training:
+            return losses
+        return _to_output_size(proposals, batched_inputs, images.image_sizes, "proposals")
