@@ -147,7 +147,9 @@ class LabelResult:
             "images": dict(sorted(Counter(i["status"] for i in self.images).items())),
             "annotations_out": len(self.annotations),
             "annotations_rejected": len(self.rejects),
-            "mask_source": dict(sorted(Counter(a["mask_source"] for a in self.annotations).items())),
+            "mask_source": dict(
+                sorted(Counter(a["mask_source"] for a in self.annotations).items())
+            ),
             "rejects": dict(sorted(Counter(r["reason"] for r in self.rejects).items())),
         }
 

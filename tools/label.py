@@ -13,9 +13,10 @@ import logging
 import sys
 import time
 
+from detectron2.utils.logger import setup_logger
+
 import mal.labeler  # noqa: F401  (registers the labeler "mal")
 import pseudolabel.yardsticks  # noqa: F401  (registers filled_box, ellipse, grabcut)
-from detectron2.utils.logger import setup_logger
 from pseudolabel.errors import DataError
 from pseudolabel.label_job import label_images
 from pseudolabel.labeler import LABELERS

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Trains or evaluates any Masksmith config: MAL, then stock Mask R-CNN on its labels.
 
-    tools/train_net.py --config-file configs/mal/nuclei.yaml
-    tools/train_net.py --config-file configs/mask_rcnn/nuclei.yaml DATASETS.TRAIN "('x_mal',)"
-    tools/train_net.py --config-file ... --resume
-    tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
+tools/train_net.py --config-file configs/mal/nuclei.yaml
+tools/train_net.py --config-file configs/mask_rcnn/nuclei.yaml DATASETS.TRAIN "('x_mal',)"
+tools/train_net.py --config-file ... --resume
+tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
 import logging

@@ -1,0 +1,193 @@
+#!/usr/bin/env python3
+"""The whole job: boxes -> MAL -> labels -> Mask R-CNN on labels and on human masks -> one table.
+
+    python benchmarks/boxes_to_masks.py --name sample            # `make demo`
+    python benchmarks/boxes_to_masks.py --name own --data DIR    # `make demo DATA=DIR`
+    python benchmarks/boxes_to_masks.py --name nuclei --record   # `make results NAME=nuclei`
+
+DIR holds annotations/instances_train.json, annotations/instances_val.json and images/ (or COCO's
+own names: instances_train2017.json with train2017/). The human masks of train are used by the
+human arm only, those of val by the evaluation only: MAL and the labels see boxes.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from overlays import write_page
+from results import collect, record
+from stages import ROOT, Runner, Stage, StageFailed, say
+from tables import experiment_table
+
+LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
+ARMS = ("mal", "human")
+# Seconds of the two long stages on two idle cores, for the ETA alone.
+SECONDS = {"sample": (150, 170), "nuclei": (150, 420), "own": (150, 170)}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--name", default="sample", help="sample, nuclei, or own with --data")
+    parser.add_argument("--data", type=Path, help="folder in the COCO layout")
+    parser.add_argument("--output", type=Path, help="default: output/NAME")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mal-config", help="default: configs/mal/NAME.yaml")
+    parser.add_argument("--rcnn-config", help="default: configs/mask_rcnn/NAME.yaml")
+    parser.add_argument("--record", action="store_true", help="write docs/results/NAME.json")
+    return parser.parse_args()
+
+
+class Experiment:
+    """Paths and stages of one run.
+
+    Attributes:
+        name, output, seed: of the run.
+        splits: {"train": (human JSON, image folder), "val": ...}.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        self.name, self.seed = args.name, args.seed
+        self.output = (args.output or ROOT / "output" / args.name).resolve()
+        known = "sample" if args.name == "own" else args.name
+        self.mal_config = Path(args.mal_config or ROOT / f"configs/mal/{known}.yaml")
+        self.rcnn_config = Path(args.rcnn_config or ROOT / f"configs/mask_rcnn/{known}.yaml")
+        self.generated = args.name == "sample" and args.data is None
+        self.data = self._data(args)
+        self.splits = {} if self.generated else self._find_splits()
+
+    def _data(self, args: argparse.Namespace) -> Path:
+        if self.generated:
+            return self.output / "data"
+        if args.data:
+            return args.data.resolve()
+        if args.name == "nuclei" and os.environ.get("MASKSMITH_DATA"):
+            return Path(os.environ["MASKSMITH_DATA"], "dsb2018_dev").resolve()
+        sys.exit("error: no data. Remedy: give --data DIR, or export MASKSMITH_DATA for nuclei")
+
+    def _find_splits(self) -> dict[str, tuple[Path, Path]]:
+        found = {}
+        for split in ("train", "val"):
+            for suffix in ("", "2017"):
+                annotations = self.data / f"annotations/instances_{split}{suffix}.json"
+                folders = (self.data / f"{split}{suffix}", self.data / "images")
+                images = next((folder for folder in folders if folder.is_dir()), None)
+                if annotations.is_file() and images:
+                    found[split] = (annotations, images)
+        missing = {"train", "val"} - found.keys()
+        if missing:
+            sys.exit(
+                f"error: {self.data} has no {' and '.join(sorted(missing))} split. Remedy: lay it "
+                "out as annotations/instances_{train,val}.json with images/"
+            )
+        return found
+
+    def boxes(self, split: str) -> Path:
+        """The boxes-only copy of a split."""
+        return self.output / f"boxes_{split}.json"
+
+    def labels(self, labeler: str, split: str) -> Path:
+        """The pseudo-label file of a labeler on a split."""
+        return self.output / f"labels_{labeler}_{split}.json"
+
+    def prepare(self) -> list[list[Stage]]:
+        """Stages before the splits are known: make the sample."""
+        outputs = [self.data / f"annotations/instances_{s}.json" for s in ("train", "val")]
+        command = ["datasets/make_sample.py", "--output", str(self.data)]
+        return [[Stage("make_sample", command, outputs=outputs, seconds=30)]]
+
+    def plan(self) -> list[list[Stage]]:
+        """The stages; those of one inner list run side by side."""
+        strip = [self._strip(split) for split in ("train", "val")]
+        yardsticks = [self._label(name, "val") for name in LABELERS if name != "mal"]
+        mal = [self._train_mal(), *yardsticks[:1]]
+        label = [self._label("mal", "val"), self._label("mal", "train")]
+        return [strip, yardsticks[1:], mal, label, [self._train_rcnn(arm) for arm in ARMS]]
+
+    def register(self, train: Path) -> str:
+        """The value of DATASETS.REGISTER: `train` as the training set, human masks for val."""
+        entries = [
+            {"name": "demo_train", "json": str(train), "image_root": str(self.splits["train"][1])},
+            {
+                "name": "demo_val",
+                "json": str(self.splits["val"][0]),
+                "image_root": str(self.splits["val"][1]),
+            },
+        ]
+        return str(entries)
+
+    def _strip(self, split: str) -> Stage:
+        source = self.splits[split][0]
+        command = ["datasets/strip_masks.py", str(source), str(self.boxes(split))]
+        return Stage(f"strip_{split}", command, [source], [self.boxes(split)], seconds=2)
+
+    def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
+        run_dir = self.output / name
+        command = ["tools/train_net.py", "--config-file", str(config), "--resume"]
+        command += ["DATASETS.REGISTER", self.register(train)]
+        command += ["DATASETS.TRAIN", "('demo_train',)", "DATASETS.TEST", "('demo_val',)"]
+        command += ["OUTPUT_DIR", str(run_dir), "SEED", str(self.seed)]
+        return Stage(
+            f"train_{name}",
+            command,
+            [train, config],
+            [run_dir / "model_final.pth"],
+            seconds=seconds,
+            run_dir=run_dir,
+            max_iter=max_iter(config),
+        )
+
+    def _train_mal(self) -> Stage:
+        return self._train("mal", self.mal_config, self.boxes("train"), SECONDS[self.name][0])
+
+    def _train_rcnn(self, arm: str) -> Stage:
+        train = self.splits["train"][0] if arm == "human" else self.labels(arm, "train")
+        return self._train(f"rcnn_{arm}", self.rcnn_config, train, SECONDS[self.name][1])
+
+    def _label(self, labeler: str, split: str) -> Stage:
+        output, boxes = self.labels(labeler, split), self.boxes(split)
+        command = ["tools/label.py", "--labeler", labeler, "--boxes", str(boxes)]
+        command += ["--images", str(self.splits[split][1]), "--output", str(output)]
+        inputs = [boxes]
+        if labeler == "mal":
+            weights = self.output / "mal/model_final.pth"
+            config = self.output / "mal/config.yaml"
+            command += ["--config-file", str(config), "--weights", str(weights)]
+            inputs.append(weights)
+        return Stage(f"label_{labeler}_{split}", command, inputs, [output], seconds=20)
+
+
+def max_iter(config: Path) -> int:
+    """SOLVER.MAX_ITER of a config file, bases included."""
+    from fvcore.common.config import CfgNode
+
+    return CfgNode.load_yaml_with_base(str(config))["SOLVER"]["MAX_ITER"]
+
+
+def main() -> int:
+    args = parse_args()
+    experiment = Experiment(args)
+    seconds = {}
+    try:
+        if experiment.generated:
+            seconds |= Runner(experiment.output, experiment.prepare()).run()
+            experiment.splits = experiment._find_splits()
+        seconds |= Runner(experiment.output, experiment.plan()).run()
+    except StageFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    result = collect(experiment, seconds, LABELERS, ARMS)
+    (experiment.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
+    page = write_page(experiment, LABELERS)
+    say(experiment_table(result))
+    say(f"overlays: {page}")
+    if args.record:
+        say(f"recorded in {record(result)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Runs an experiment as a list of subprocess stages: resumable, logged, with one overall ETA."""
+
+import datetime
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL_SECONDS = 2.0
+
+
+@dataclass
+class Stage:
+    """One command of an experiment.
+
+    Attributes:
+        name: unique; names the log and the receipt.
+        command: arguments after the Python interpreter.
+        inputs: files whose content decides whether an earlier run still counts.
+        outputs: files that must exist afterwards.
+        seconds: expected duration on two idle cores, for the ETA.
+        run_dir: folder with a `metrics.json` that tells the progress of a training run.
+        max_iter: of that run.
+    """
+
+    name: str
+    command: list[str]
+    inputs: list[Path] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    seconds: float = 5.0
+    run_dir: Path | None = None
+    max_iter: int = 0
+
+    def fingerprint(self) -> str:
+        """Hash of the command and of its inputs."""
+        digest = hashlib.sha256(json.dumps(self.command).encode())
+        for path in self.inputs:
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def progress(self) -> float:
+        """Share of a training run that is done, from its metrics file; 0 if unknown."""
+        if self.run_dir is None or not self.max_iter:
+            return 0.0
+        try:
+            line = (self.run_dir / "metrics.json").read_text().strip().rsplit("\n", 1)[-1]
+            return min(1.0, json.loads(line)["iteration"] / self.max_iter)
+        except (OSError, ValueError, KeyError):
+            return 0.0
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error; the message names its log."""
+
+
+class Runner:
+    """Runs groups of stages in order; the stages of a group run side by side.
+
+    A stage whose receipt (command, input hashes) is unchanged and whose outputs exist is skipped,
+    so an interrupted experiment goes on where it stopped.
+
+    Args:
+        output: folder of the experiment; logs and receipts go below it.
+        groups: the plan.
+    """
+
+    def __init__(self, output: Path, groups: list[list[Stage]]):
+        self.output, self.groups = output, groups
+        self.seconds: dict[str, float] = {}
+        self._pace = 1.0
+        for folder in ("logs", "receipts"):
+            (output / folder).mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> dict[str, float]:
+        """Runs what is left to do. Returns the duration of every stage in seconds."""
+        started = time.monotonic()
+        expected = measured = 0.0
+        for index, group in enumerate(self.groups):
+            todo = [stage for stage in group if not self._is_done(stage)]
+            if not todo:
+                continue
+            begin = time.monotonic()
+            self._run_group(index, todo)
+            expected += max(stage.seconds for stage in todo)
+            measured += time.monotonic() - begin
+            # Small early stages say little about the pace of the machine.
+            if expected > 20:
+                self._pace = measured / expected
+        say(f"all stages done in {clock(time.monotonic() - started)}")
+        return self.seconds
+
+    def _run_group(self, index: int, stages: list[Stage]) -> None:
+        begin = time.monotonic()
+        threads = max(1, (os.cpu_count() or 1) // len(stages))
+        jobs = {stage.name: self._start(stage, threads) for stage in stages}
+        later = sum(max(s.seconds for s in group) for group in self.groups[index + 1 :])
+        label = f"[{index + 1}/{len(self.groups)}] {' + '.join(stage.name for stage in stages)}"
+        last_line = 0.0
+        while any(job.poll() is None for job in jobs.values()):
+            time.sleep(POLL_SECONDS / 4 if stages[0].seconds < 10 else POLL_SECONDS)
+            elapsed = time.monotonic() - begin
+            if elapsed - last_line >= 10:
+                last_line = elapsed
+                say(f"{label}: {self._state(stages, elapsed, later)}")
+        for stage in stages:
+            self._finish(stage, jobs[stage.name].returncode, time.monotonic() - begin)
+        say(f"{label}: done in {clock(time.monotonic() - begin)}")
+
+    def _state(self, stages: list[Stage], elapsed: float, later: float) -> str:
+        done = min(stage.progress() for stage in stages)
+        expected = max(stage.seconds for stage in stages) * self._pace
+        left = elapsed * (1 - done) / done if done > 0.1 else max(expected - elapsed, 1.0)
+        share = f"{100 * done:.0f} %, " if done else ""
+        return f"{share}about {clock(left)} left here, {clock(left + later * self._pace)} in all"
+
+    def _start(self, stage: Stage, threads: int) -> subprocess.Popen:
+        log = (self.output / "logs" / f"{stage.name}.log").open("w")
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return subprocess.Popen(
+            [sys.executable, *stage.command],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _finish(self, stage: Stage, code: int, seconds: float) -> None:
+        log = self.output / "logs" / f"{stage.name}.log"
+        missing = [path for path in stage.outputs if not path.exists()]
+        if code or missing:
+            tail = "\n".join(log.read_text().splitlines()[-15:])
+            reason = f"exit code {code}" if code else f"did not write {missing[0]}"
+            raise StageFailed(f"stage {stage.name} failed ({reason}); {log} ends with:\n{tail}")
+        self.seconds[stage.name] = round(seconds, 1)
+        receipt = {"fingerprint": stage.fingerprint(), "seconds": round(seconds, 1)}
+        self._receipt(stage).write_text(json.dumps(receipt))
+
+    def _is_done(self, stage: Stage) -> bool:
+        try:
+            receipt = json.loads(self._receipt(stage).read_text())
+            done = receipt["fingerprint"] == stage.fingerprint()
+        except (OSError, ValueError, KeyError):
+            return False
+        if not done or not all(path.exists() for path in stage.outputs):
+            return False
+        self.seconds[stage.name] = receipt["seconds"]
+        return True
+
+    def _receipt(self, stage: Stage) -> Path:
+        return self.output / "receipts" / f"{stage.name}.json"
+
+
+def say(text: str) -> None:
+    """One line to the person who waits."""
+    print(text, flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return str(datetime.timedelta(seconds=round(seconds)))

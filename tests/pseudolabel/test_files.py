@@ -1,0 +1,126 @@
+"""Guarded paths, atomic writes and named errors."""
+
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import (
+    atomic_write,
+    expand_path,
+    guarded_join,
+    read_image,
+    read_json,
+    write_json,
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",  # absolute
+        "../up.png",  # climbs out at once
+        "a/../../up.png",  # climbs out later
+        "..\\up.png",  # the same on Windows
+        "c:/up.png",  # drive letter
+        "",  # nothing
+    ],
+)
+def test_guarded_join_refuses(name, tmp_path):
+    with pytest.raises(DataError, match="not a path below the image folder"):
+        guarded_join(tmp_path, name, "x.json")
+
+
+def test_guarded_join_accepts_subfolders(tmp_path):
+    assert guarded_join(tmp_path, "a/b.png") == tmp_path / "a" / "b.png"
+
+
+def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_full_disk_keeps_the_old_file(tmp_path):
+    """A real limit on the file size: the write fails part way."""
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    code = (
+        "import resource, signal, sys\n"
+        "from pseudolabel.files import write_json\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "write_json(sys.argv[1], {'a': 'x' * 5000})\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode
+    assert "OSError" in run.stderr
+    assert read_json(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "does not exist"),  # no file
+        (b'{"a": ', "not valid JSON"),  # truncated
+        (b"[1]", "holds no JSON object"),  # a bare list
+        (b"\xff\xfe\x00", "not valid JSON"),  # not UTF-8
+    ],
+)
+def test_read_json_names_the_file(content, message, tmp_path):
+    path = tmp_path / "boxes.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
+        read_json(path)
+
+
+def test_read_json_accepts_a_byte_order_mark(tmp_path):
+    (tmp_path / "x.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(tmp_path / "x.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[: len(data) // 2],  # truncated
+        lambda data: b"",  # 0 bytes
+        lambda data: b"not an image",  # something else
+        None,  # missing
+    ],
+)
+def test_read_image_names_the_file(damage, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(data))
+    with pytest.raises(DataError, match=r"photo\.png.*Remedy"):
+        read_image(path)
+
+
+def test_read_image_turns_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by 90 degrees
+    Image.new("RGB", (30, 10)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").shape == (30, 10, 3)
+
+
+def test_expand_path(monkeypatch):
+    monkeypatch.setenv("MASKSMITH_TEST_ROOT", "/data")
+    assert expand_path("$MASKSMITH_TEST_ROOT/a.json") == "/data/a.json"
+    with pytest.raises(DataError, match="environment variable"):
+        expand_path("$MASKSMITH_UNSET_ROOT/a.json")

@@ -1,0 +1,162 @@
+"""The labelling job: every box in is one accounted-for record out."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import pseudolabel.yardsticks  # noqa: F401  (registers the labelers)
+from pseudolabel.errors import DataError
+from pseudolabel.label_job import label_images
+from pseudolabel.labeler import LABELERS
+from pseudolabel.masks import decode_segmentation
+from pseudolabel.store import BoxFile, LabelResult, write_label_file
+
+WIDTH, HEIGHT = 40, 30
+
+
+def box(key, bbox, image=1, **more):
+    return {"id": key, "image_id": image, "category_id": 7, "bbox": bbox, **more}
+
+
+def write_boxes(folder, annotations, images=(1,), **more):
+    """A boxes JSON with its images; image k is `k.png`."""
+    for key in images:
+        pixels = np.random.default_rng(key).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{key}.png")
+    entries = [{"id": k, "file_name": f"{k}.png", "width": WIDTH, "height": HEIGHT} for k in images]
+    data = {
+        "images": entries,
+        "annotations": annotations,
+        "categories": [{"id": 7, "name": "thing"}],
+        **more,
+    }
+    (folder / "boxes.json").write_text(json.dumps(data))
+    return folder / "boxes.json"
+
+
+def run(folder, path, name="ellipse"):
+    source = BoxFile(path)
+    labeler = LABELERS.get(name)()
+    result = label_images(source, folder, labeler)
+    manifest = write_label_file(folder / "labels.json", source, result, labeler.describe())
+    rejects = (folder / "labels.rejects.jsonl").read_text().splitlines()
+    labels = json.loads((folder / "labels.json").read_text())
+    return labels, [json.loads(line) for line in rejects], manifest
+
+
+@pytest.mark.parametrize("name", ["filled_box", "ellipse", "grabcut"])
+def test_one_record_per_box_with_everything_copied(name, tmp_path):
+    annotations = [
+        box(9, [4.5, 3.25, 20, 18], note="kept", score=0.7),
+        box(3, [0, 0, 40, 30]),  # the whole image
+        box(5, [30, 20, 25, 25]),  # leaves the image
+        box(4, [7, 7, 1.5, 9]),  # too thin to show a shape
+    ]
+    path = write_boxes(tmp_path, annotations, info={"year": 2026})
+    labels, rejects, manifest = run(tmp_path, path, name)
+    assert [a["id"] for a in labels["annotations"]] == [3, 4, 5, 9]
+    assert rejects == []
+    given = {a["id"]: a for a in annotations}
+    for label in labels["annotations"]:
+        assert given[label["id"]].items() <= label.items()
+        mask = decode_segmentation(label["segmentation"], HEIGHT, WIDTH)
+        assert mask.sum() == label["area"] > 0
+        assert 0 <= label["quality"] <= 1
+        assert label["iscrowd"] == 0
+    assert labels["annotations"][1]["mask_source"] == "filled_tiny"
+    assert "score" not in labels["annotations"][0]
+    assert labels["info"] == {"year": 2026}
+    assert labels["images"][0]["status"] == "labelled"
+    assert manifest["annotations_in"] == 4
+    assert manifest["counts"]["annotations_out"] == 4
+    assert manifest["labeler"]["name"] == name
+
+
+def test_crowds_keep_their_region_and_never_get_a_model_mask(tmp_path):
+    runs = {"size": [HEIGHT, WIDTH], "counts": [30, 10, HEIGHT * WIDTH - 40]}
+    annotations = [
+        box(1, [0, 0, 9, 9], iscrowd=1, segmentation=runs),  # own region, uncompressed RLE
+        box(2, [5, 5, 10, 10], iscrowd=1),  # no region: the box
+    ]
+    labels, _, _ = run(tmp_path, write_boxes(tmp_path, annotations))
+    first, second = labels["annotations"]
+    assert (first["area"], first["mask_source"], first["iscrowd"]) == (10, "input", 1)
+    assert (second["area"], second["mask_source"], second["iscrowd"]) == (100, "filled_tiny", 1)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "reason"),
+    [
+        ([1, 1, 0, 5], "box_degenerate"),  # no width
+        ([1, 1, 5, -2], "box_degenerate"),  # negative height
+        ([50, 1, 5, 5], "box_outside"),  # right of the image
+        ([-9, 1, 5, 5], "box_outside"),  # left of it
+        ([1, 1, 5], "box_malformed"),  # three numbers
+        ([1, 1, "5", 5], "box_malformed"),  # text
+        (None, "box_malformed"),  # missing
+    ],
+)
+def test_bad_box_is_rejected_alone(bbox, reason, tmp_path):
+    path = write_boxes(tmp_path, [box(1, bbox), box(2, [3, 3, 9, 9])])
+    labels, rejects, manifest = run(tmp_path, path)
+    assert [a["id"] for a in labels["annotations"]] == [2]
+    assert [(r["id"], r["reason"]) for r in rejects] == [(1, reason)]
+    assert manifest["counts"]["rejects"] == {reason: 1}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:60]),  # truncated
+        lambda path: path.write_bytes(b""),  # 0 bytes
+        lambda path: path.unlink(),  # missing
+        lambda path: Image.new("RGB", (8, 8)).save(path),  # another size than the JSON's
+    ],
+)
+def test_corrupt_image_is_a_named_reject(damage, tmp_path):
+    annotations = [box(1, [3, 3, 9, 9]), box(2, [3, 3, 9, 9], image=2), box(3, [1, 1, 5, 5])]
+    path = write_boxes(tmp_path, annotations, images=(1, 2))
+    damage(tmp_path / "1.png")
+    labels, rejects, _ = run(tmp_path, path)
+    assert [a["id"] for a in labels["annotations"]] == [2]
+    assert [(r["id"], r["reason"]) for r in rejects] == [(1, "image_unreadable")] + [
+        (3, "image_unreadable")
+    ]
+    assert all("1.png" in r["detail"] and "Remedy" in r["detail"] for r in rejects)
+    assert [i["status"] for i in labels["images"]] == ["rejected", "labelled"]
+
+
+def test_image_without_boxes_is_empty(tmp_path):
+    labels, _, _ = run(tmp_path, write_boxes(tmp_path, [box(1, [3, 3, 9, 9])], images=(1, 2)))
+    assert [i["status"] for i in labels["images"]] == ["labelled", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("annotations", "message"),
+    [
+        ([box(1, [1, 1, 5, 5]), box(1, [2, 2, 5, 5])], "annotations id 1.*occurs twice"),
+        ([box("1", [1, 1, 5, 5])], "has no integer id"),  # id as text
+        ([box(1, [1, 1, 5, 5], image=8)], "annotation 1.*unknown image_id 8"),
+        ([{**box(1, [1, 1, 5, 5]), "category_id": 2}], "annotation 1.*unknown category_id 2"),
+    ],
+)
+def test_malformed_file_is_refused_with_the_id(annotations, message, tmp_path):
+    with pytest.raises(DataError, match=message):
+        BoxFile(write_boxes(tmp_path, annotations))
+
+
+def test_nothing_is_written_when_the_accounts_do_not_add_up(tmp_path):
+    source = BoxFile(write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, [1, 1, 5, 5])]))
+    with pytest.raises(DataError, match=r"\[1, 2\] are not accounted for"):
+        write_label_file(tmp_path / "labels.json", source, LabelResult(), {})
+    assert not (tmp_path / "labels.json").exists()
+
+
+def test_two_runs_give_the_same_bytes(tmp_path):
+    path = write_boxes(tmp_path, [box(k, [k, k, 12, 9]) for k in range(1, 6)])
+    run(tmp_path, path, "grabcut")
+    first = (tmp_path / "labels.json").read_bytes()
+    run(tmp_path, path, "grabcut")
+    assert (tmp_path / "labels.json").read_bytes() == first
