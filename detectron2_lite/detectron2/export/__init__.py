@@ -1,4 +1,4 @@
-"""Export: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Export: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 

@@ -1,4 +1,4 @@
-"""Model zoo: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Model zoo: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 

@@ -1,4 +1,4 @@
-"""Upstream's projects: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Upstream's projects: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 

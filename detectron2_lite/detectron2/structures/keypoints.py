@@ -1,4 +1,4 @@
-"""Keypoints: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Keypoints: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 

@@ -1,4 +1,4 @@
-"""Counts of operations: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Counts of operations: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 

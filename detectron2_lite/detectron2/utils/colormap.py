@@ -1,4 +1,4 @@
-"""Colours of classes: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Colours of classes: upstream only; every name in here raises an error that says so."""
 
 from ..utils.env import upstream_only
 
