@@ -24,4 +24,4 @@ def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: floa
     """
     if boxes.shape[-1] != 4:
         raise ValueError(f"boxes must be (N, 4), got {tuple(boxes.shape)}")
-    return ops.batched_nms(boxes.float(), scores, idxs, iou_threshold)
+    return ops.batched_nms(boxes.float(), scores.float(), idxs, iou_threshold)

@@ -113,15 +113,12 @@ _last_logged: dict[tuple, float] = {}
 
 
 def _caller() -> tuple[str, tuple[str, int]]:
-    """Module and (file, line) of the code that called this module."""
+    """Module and (file, line) of the code that called the function which calls this one."""
     frame = sys._getframe(2)
-    here = frame.f_code.co_filename
-    while frame.f_back is not None and frame.f_code.co_filename == here:
-        frame = frame.f_back
     module = frame.f_globals.get("__name__", "__main__")
-    return "detectron2" if module == "__main__" else module, (
-        frame.f_code.co_filename,
-        frame.f_lineno,
+    return (
+        "detectron2" if module == "__main__" else module,
+        (frame.f_code.co_filename, frame.f_lineno),
     )
 
 
