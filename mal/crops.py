@@ -120,17 +120,30 @@ def zero_crop(array: np.ndarray, window: Window) -> np.ndarray:
     return crop
 
 
-def box_mask(box: Box, height: int, width: int) -> np.ndarray:
-    """Filled box as an image mask; first and last row and column are both included.
+def box_mask(box: Box, height: int, width: int, inclusive: bool = True) -> np.ndarray:
+    """Filled box as an image mask, at least one pixel wide.
 
-    Coordinates are truncated to integers, so a box of x0 = 2.9, x1 = 4.1 covers columns 2, 3, 4.
+    Coordinates are truncated to integers and, with `inclusive`, the pixel at the far coordinate
+    belongs to the box: x0 = 2.9, x1 = 4.1 covers columns 2, 3, 4, but so does x0 = 2, x1 = 4. That
+    is the published rule, a pixel too much for whole-numbered COCO boxes, which an object of 20
+    pixels feels. Without, exactly the pixels touched by [x0, x1) x [y0, y1) are covered.
+
+    Args:
+        box: XYXY, pixels.
+        height, width: image size, pixels.
+        inclusive: see above.
 
     Returns:
         uint8 (H, W), values 0 and 1; all zero only for a box outside the image.
     """
-    x0, y0, x1, y1 = (int(value) for value in _corners(box))
+    x0, y0, x1, y1 = _corners(box)
+    top, left = int(y0), int(x0)
+    if inclusive:
+        bottom, right = int(y1) + 1, int(x1) + 1
+    else:
+        bottom, right = max(math.ceil(y1), top + 1), max(math.ceil(x1), left + 1)
     mask = np.zeros((height, width), dtype=np.uint8)
-    mask[max(y0, 0) : max(y1 + 1, 0), max(x0, 0) : max(x1 + 1, 0)] = 1
+    mask[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = 1
     return mask
 
 

@@ -148,6 +148,22 @@ def test_box_mask(box, rows, columns):
 
 
 @pytest.mark.parametrize(
+    ("box", "rows", "columns"),
+    [
+        ([2, 1, 4, 3], range(1, 3), range(2, 4)),  # whole numbers: exactly w x h pixels
+        ([2.9, 1.2, 4.1, 3.99], range(1, 4), range(2, 5)),  # every pixel touched
+        ([0, 0, W, H], range(H), range(W)),
+        ([-9, -9, -3, -3], range(0), range(0)),  # outside
+        ([3, 2, 3, 2], range(2, 3), range(3, 4)),  # no extent, one pixel
+    ],
+)
+def test_box_mask_without_the_far_pixel(box, rows, columns):
+    expected = np.zeros((H, W), dtype=np.uint8)
+    expected[np.ix_(rows, columns)] = 1
+    assert np.array_equal(crops.box_mask(box, H, W, inclusive=False), expected)
+
+
+@pytest.mark.parametrize(
     "box", [[0, 0, 1], [0, 0, np.nan, 1], [5, 0, 1, 1], [0, 5, 1, 1], [0, 0, np.inf, 1]]
 )
 def test_bad_boxes_are_refused(box):
