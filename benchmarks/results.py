@@ -1,0 +1,224 @@
+"""One experiment as a JSON-able record: raw numbers and everything needed to obtain them again."""
+
+import datetime
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+from stages import ROOT
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import file_hash, read_json, write_json
+from pseudolabel.mask_iou import score_label_file
+from pseudolabel.store import VERSIONED
+
+KIND = "boxes_to_masks"
+RESULTS = ROOT / "docs/results"
+# A weaker model on human masks says nothing about how good other masks are.
+MIN_HUMAN_AP = 25.0
+_PACKAGES = (*VERSIONED, "detectron2", "fvcore", "opencv-python")
+
+
+def collect(
+    experiment: Any, seconds: dict[str, float], labelers: Iterable[str], arms: Iterable[str]
+) -> dict[str, Any]:
+    """Gathers what the stages of an experiment left behind.
+
+    Args:
+        experiment: `boxes_to_masks.Experiment`, all stages done.
+        seconds: wall seconds of each stage; those of one group ran side by side.
+        labelers: names of the label files of val.
+        arms: names of the Mask R-CNN runs; "human" and "mal" give the retention.
+
+    Returns:
+        JSON-able record; None stands for a mean over nothing.
+
+    Raises:
+        DataError: a label file or a run does not have what it should.
+    """
+    truth = experiment.splits["val"][0]
+    runs = {arm: _arm(experiment.output / f"rcnn_{arm}") for arm in arms}
+    return {
+        "kind": KIND,
+        "name": experiment.name,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "command": portable_command(sys.argv),
+        "seed": experiment.seed,
+        "data": {split: _data_facts(files[0]) for split, files in experiment.splits.items()},
+        "configs": {
+            "mal": _config_facts(experiment.mal_config),
+            "mask_rcnn": _config_facts(experiment.rcnn_config),
+        },
+        "versions": _versions(),
+        "hardware": hardware(),
+        "seconds": dict(seconds),
+        "labels": {
+            name: _without_nan(score_label_file(experiment.labels(name, "val"), truth))
+            for name in labelers
+        },
+        "labelled_by": _labeler_facts(experiment, labelers),
+        "mal_evaluation": _optional_json(
+            experiment.output / "mal/inference/demo_val/mask_iou.json"
+        ),
+        "arms": runs,
+        "retention": retention(runs.get("mal"), runs.get("human")),
+    }
+
+
+def record(result: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Writes `docs/results/<name>.json` atomically and returns its path."""
+    path = folder / f"{result['name']}.json"
+    write_json(path, result, indent=1)
+    return path
+
+
+def retention(mal: dict | None, human: dict | None) -> dict[str, Any]:
+    """AP with MAL's labels as a share of AP with human masks.
+
+    Returns:
+        `percent` (None where it does not count), `note` that says why, and `last_quarter_gain`:
+        mask AP that the human run still won in the last quarter of its schedule, or None if it was
+        not evaluated before.
+    """
+    ceiling = human["segm/AP"] if human else None
+    reached = mal["segm/AP"] if mal else None
+    gain = _last_quarter_gain(human) if human else None
+    if ceiling is None or reached is None:
+        return {"percent": None, "note": "not measured", "last_quarter_gain": gain}
+    if ceiling < MIN_HUMAN_AP:
+        return {"percent": None, "note": "under-trained", "last_quarter_gain": gain}
+    return {"percent": 100 * reached / ceiling, "note": None, "last_quarter_gain": gain}
+
+
+def _last_quarter_gain(run: dict) -> float | None:
+    history = [(step, ap) for step, ap in run["history"] if ap is not None]
+    earlier = [ap for step, ap in history if step + 1 <= 0.75 * (history[-1][0] + 1)]
+    return history[-1][1] - earlier[-1] if earlier else None
+
+
+def _arm(run_dir: Path) -> dict[str, Any]:
+    """The last evaluation in a run's metrics, and the mask AP of all of them."""
+    path = run_dir / "metrics.json"
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(path, f"no readable metrics ({error})", "train this arm again") from error
+    # A resumed run may repeat an iteration; the later line counts.
+    evaluated = {line["iteration"]: line for line in lines if "segm/AP" in line}
+    if not evaluated:
+        raise DataError(path, "holds no evaluation of masks", "evaluate on val after training")
+    last = evaluated[max(evaluated)]
+    numbers = {k: v for k, v in last.items() if k.startswith(("segm/", "bbox/"))}
+    history = [[step, evaluated[step]["segm/AP"]] for step in sorted(evaluated)]
+    return {
+        "iteration": last["iteration"],
+        **_without_nan(numbers),
+        "history": [[step, _number(ap)] for step, ap in history],
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _without_nan(table: dict[str, float]) -> dict[str, float | None]:
+    return {key: _number(value) for key, value in table.items()}
+
+
+def _optional_json(path: Path) -> dict | None:
+    return read_json(path) if path.exists() else None
+
+
+def _labeler_facts(experiment: Any, labelers: Iterable[str]) -> dict[str, Any]:
+    """What each labeler says of itself in its manifest."""
+    manifests = {
+        name: _optional_json(experiment.labels(name, "val").with_suffix(".manifest.json"))
+        for name in labelers
+    }
+    return {name: manifest["labeler"] for name, manifest in manifests.items() if manifest}
+
+
+def _data_facts(path: Path) -> dict[str, Any]:
+    data = read_json(path)
+    crowds = sum(1 for annotation in data["annotations"] if annotation.get("iscrowd", 0))
+    return {
+        "file": path.name,
+        "sha256": file_hash(path),
+        "images": len(data["images"]),
+        "instances": len(data["annotations"]) - crowds,
+        "crowds": crowds,
+        "categories": len(data["categories"]),
+    }
+
+
+def _config_facts(path: Path) -> dict[str, str]:
+    """The hash is that of the keys with all bases merged, so comments do not count."""
+    merged = CfgNode.load_yaml_with_base(str(path))
+    digest = hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
+    return {"file": portable_path(str(path)), "sha256": digest}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            # E.g. an OpenCV build under another distribution name.
+            found[name] = "not installed under this name"
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, cores that this process may use, memory in GiB and GPU; nothing that names the
+    machine."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    pages = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if pages else None
+    return {
+        "cpu": _cpu_model(),
+        "cores": len(affinity(0)) if affinity else os.cpu_count(),
+        "memory_gib": round(memory / 2**30, 1) if memory else None,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def portable_command(argv: list[str]) -> str:
+    """The command line with paths as another checkout would write them."""
+    return " ".join(["python", *(portable_path(argument) for argument in argv)])
+
+
+def portable_path(argument: str) -> str:
+    """An absolute path relative to the checkout or to $MASKSMITH_DATA, else its last part alone.
+
+    `--option=/path` is handled too; anything else is returned as it is.
+    """
+    option, equals, value = argument.rpartition("=")
+    if not os.path.isabs(value):
+        return argument
+    path = Path(value).resolve()
+    data = os.environ.get("MASKSMITH_DATA")
+    if path.is_relative_to(ROOT):
+        value = path.relative_to(ROOT).as_posix()
+    elif data and path.is_relative_to(Path(data).resolve()):
+        value = f"$MASKSMITH_DATA/{path.relative_to(Path(data).resolve()).as_posix()}"
+    else:
+        value = path.name
+    return option + equals + value

@@ -1,0 +1,6 @@
+"""The benchmark scripts import each other as plain modules, as when they are run."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
