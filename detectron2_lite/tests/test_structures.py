@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detectron2.layers import paste_masks_in_image
+from detectron2.layers import mask_ops, paste_masks_in_image
 from detectron2.structures import (
     BitMasks,
     Boxes,
@@ -326,6 +326,21 @@ def test_paste_equals_loops(seed: int, box: tuple[float, ...]) -> None:
     # Values on the threshold itself may fall to either side.
     clear = np.abs(want - 0.5) > 1e-4
     assert np.array_equal(got[0].numpy()[clear], (want >= 0.5)[clear])
+
+
+def test_paste_in_large_batches_equals_small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    masks, corners = torch.rand(5, 6, 6), torch.rand(5, 4) * 10
+    corners[:, 2:] += corners[:, :2] + 1
+    corners[3, 2] = float("nan")  # nothing can be pasted there
+    want = paste_masks_in_image(masks, corners, (14, 17))
+    assert want.flatten(1).any(1).tolist() == [True, True, True, False, True]
+    # The plan of an accelerator, with room for two masks at a time.
+    monkeypatch.setattr(mask_ops, "_GPU_BUDGET", 2 * 14 * 17 * 16)
+    plan = mask_ops._large_batches(5, 14, 17)
+    assert [(rows.start, rows.stop) for rows, _ in plan] == [(0, 2), (2, 4), (4, 5)]
+    monkeypatch.setattr(mask_ops, "_plan", lambda *_: plan)
+    assert torch.equal(paste_masks_in_image(masks, corners, (14, 17)), want)
 
 
 def test_paste_corner_cases() -> None:

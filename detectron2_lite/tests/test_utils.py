@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm, env, events, logger, memory
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.events import (
@@ -217,6 +218,16 @@ def test_comm_alone() -> None:
     assert comm.shared_random_seed() == first
 
 
+def _synced_norm(rank: int) -> list[list[float]]:
+    """Output, input gradient and running mean of a batch norm over ranks of 1 and 3 images."""
+    x = torch.arange(24.0).reshape(4, 2, 3, 1).square()
+    x = (x[:1], x[1:])[rank].clone().requires_grad_()
+    norm = NaiveSyncBatchNorm(2, stats_mode="N")
+    out = norm(x)
+    (out * x.detach()).sum().backward()
+    return [t.detach().flatten().tolist() for t in (out, x.grad, norm.running_mean)]
+
+
 def _rank(rank: int, folder: str, results: Any) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(os.path.join(folder, "store"), 2)
@@ -230,6 +241,7 @@ def _rank(rank: int, folder: str, results: Any) -> None:
             "all": comm.all_gather({"rank": rank}),
             "gathered": comm.gather(rank * 10),
             "seed": comm.shared_random_seed(),
+            "norm": _synced_norm(rank),
             "mean": {
                 k: float(v)
                 for k, v in comm.reduce_dict(
@@ -258,6 +270,15 @@ def test_comm_of_two() -> None:
     assert (zero["local"], one["local"]) == ((0, 2), (1, 2))
     assert zero["seed"] == one["seed"]
     assert zero["mean"] == {"a": 1.5, "b": 1.5}
+    # Batch norm over the images of both ranks must equal one over the whole batch.
+    x = torch.arange(24.0).reshape(4, 2, 3, 1).square().requires_grad_()
+    norm = torch.nn.BatchNorm2d(2)
+    out = norm(x)
+    (out * x.detach()).sum().backward()
+    for index, whole in enumerate((out, x.grad)):
+        got = torch.tensor(zero["norm"][index] + one["norm"][index])
+        torch.testing.assert_close(got, whole.detach().flatten(), atol=1e-3, rtol=1e-3)
+    assert zero["norm"][2] == pytest.approx(norm.running_mean.tolist(), rel=1e-5)
 
 
 def test_seeds() -> None:

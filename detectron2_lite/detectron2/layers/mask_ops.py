@@ -66,17 +66,25 @@ def _plan(xyxy: Tensor, height: int, width: int) -> list[tuple[slice, Window]]:
     On a CPU one job per mask with the smallest window wins; on an accelerator few large jobs
     do, as many masks at once as the memory budget allows.
     """
-    count = len(xyxy)
     if xyxy.device.type == "cpu":
-        jobs = []
-        for i, (x0, y0, x1, y1) in enumerate(xyxy.tolist()):
-            if not all(map(math.isfinite, (x0, y0, x1, y1))):
-                continue
-            top, left = max(math.floor(y0) - 1, 0), max(math.floor(x0) - 1, 0)
-            bottom, right = min(math.ceil(y1) + 1, height), min(math.ceil(x1) + 1, width)
-            if bottom > top and right > left:
-                jobs.append((slice(i, i + 1), (top, left, bottom, right)))
-        return jobs
+        return _small_windows(xyxy.tolist(), height, width)
+    return _large_batches(len(xyxy), height, width)
+
+
+def _small_windows(xyxy: list[list[float]], height: int, width: int) -> list[tuple[slice, Window]]:
+    jobs = []
+    for i, corners in enumerate(xyxy):
+        if not all(map(math.isfinite, corners)):
+            continue
+        x0, y0, x1, y1 = corners
+        top, left = max(math.floor(y0) - 1, 0), max(math.floor(x0) - 1, 0)
+        bottom, right = min(math.ceil(y1) + 1, height), min(math.ceil(x1) + 1, width)
+        if bottom > top and right > left:
+            jobs.append((slice(i, i + 1), (top, left, bottom, right)))
+    return jobs
+
+
+def _large_batches(count: int, height: int, width: int) -> list[tuple[slice, Window]]:
     step = max(1, _GPU_BUDGET // max(1, height * width * _BYTES_PER_PIXEL))
     whole = (0, 0, height, width)
     return [(slice(i, min(i + step, count)), whole) for i in range(0, count, step)]

@@ -193,7 +193,7 @@ class PolygonMasks:
         if len(boxes) != len(self):
             raise ValueError(f"{len(boxes)} boxes for {len(self)} objects")
         grids = np.zeros((len(self), mask_size, mask_size), dtype=bool)
-        corners = boxes.detach().to("cpu", torch.float64).numpy()
+        corners = boxes.detach().float().cpu().numpy()
         for grid, parts, box in zip(grids, self.polygons, corners):
             grid[:] = _polygons_in_box(parts, box, mask_size)
         return torch.from_numpy(grids).to(boxes.device)

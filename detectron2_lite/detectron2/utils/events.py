@@ -96,7 +96,8 @@ class EventStorage:
         cur_iter = self._iter if cur_iter is None else cur_iter
         known = self._smoothing.setdefault(name, smoothing_hint)
         assert known == smoothing_hint, f"Scalar {name} was put with smoothing_hint={known} before"
-        value = float(value)
+        # torch warns when a tensor that still carries a graph becomes a number.
+        value = float(value.detach() if isinstance(value, Tensor) else value)
         self._history[name].update(value, cur_iter)
         self._latest[name] = (value, cur_iter)
 
