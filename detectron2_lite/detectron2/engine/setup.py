@@ -88,7 +88,7 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     Every rank gets its own seed ``cfg.SEED + rank``; a negative SEED seeds from the clock.
     """
     rank = comm.get_rank()
-    out = cfg.OUTPUT_DIR
+    out = cfg.OUTPUT_DIR or None
     if comm.is_main_process() and out:
         PathManager.mkdirs(out)
     setup_logger(out, distributed_rank=rank, name="fvcore")

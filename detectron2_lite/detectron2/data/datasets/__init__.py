@@ -1,0 +1,28 @@
+"""Dataset formats."""
+
+from detectron2.utils.env import upstream_only
+
+from . import builtin as _builtin
+from .coco import convert_to_coco_dict, convert_to_coco_json, load_coco_json
+from .register_coco import register_coco_instances
+
+__all__ = [
+    "convert_to_coco_dict",
+    "convert_to_coco_json",
+    "load_coco_json",
+    "register_coco_instances",
+]
+
+__getattr__ = upstream_only(
+    __name__,
+    (
+        "get_lvis_instances_meta",
+        "load_lvis_json",
+        "load_sem_seg",
+        "load_voc_instances",
+        "register_coco_panoptic",
+        "register_coco_panoptic_separated",
+        "register_lvis_instances",
+        "register_pascal_voc",
+    ),
+)

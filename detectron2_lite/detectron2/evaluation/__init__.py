@@ -1,0 +1,36 @@
+"""Evaluators and the inference loop that feeds them."""
+
+from detectron2.utils.env import upstream_only
+
+from .coco_evaluation import COCOEvaluator
+from .evaluator import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_context,
+    inference_on_dataset,
+)
+from .testing import flatten_results_dict, print_csv_format, verify_results
+
+__all__ = [
+    "COCOEvaluator",
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "flatten_results_dict",
+    "inference_context",
+    "inference_on_dataset",
+    "print_csv_format",
+    "verify_results",
+]
+
+__getattr__ = upstream_only(
+    __name__,
+    (
+        "COCOPanopticEvaluator",
+        "CityscapesInstanceEvaluator",
+        "CityscapesSemSegEvaluator",
+        "LVISEvaluator",
+        "PascalVOCDetectionEvaluator",
+        "RotatedCOCOEvaluator",
+        "SemSegEvaluator",
+    ),
+)

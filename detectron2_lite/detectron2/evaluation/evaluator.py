@@ -1,0 +1,169 @@
+"""The evaluation loop."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from detectron2.utils.comm import get_world_size, is_main_process
+from detectron2.utils.logger import log_every_n_seconds
+from torch import nn
+
+__all__ = [
+    "DatasetEvaluator",
+    "DatasetEvaluators",
+    "inference_context",
+    "inference_on_dataset",
+]
+
+logger = logging.getLogger(__name__)
+
+
+class DatasetEvaluator:
+    """Collects inputs and outputs of a model, and scores them at the end."""
+
+    def reset(self) -> None:
+        """Forget everything; called before an evaluation."""
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        """Take in one batch: the model's inputs and, in the same order, its outputs."""
+
+    def evaluate(self) -> Mapping[str, Any] | None:
+        """Score what was processed: ``{task: {metric: number}}``, None on ranks that do not."""
+
+
+class DatasetEvaluators(DatasetEvaluator):
+    """Several evaluators as one; their results are joined."""
+
+    def __init__(self, evaluators: Sequence[DatasetEvaluator]) -> None:
+        super().__init__()
+        self._evaluators = evaluators
+
+    def reset(self) -> None:
+        for evaluator in self._evaluators:
+            evaluator.reset()
+
+    def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
+        for evaluator in self._evaluators:
+            evaluator.process(inputs, outputs)
+
+    def evaluate(self) -> OrderedDict:
+        """The joined results.
+
+        Raises:
+            AssertionError: when two evaluators report the same key.
+        """
+        joined: OrderedDict[str, Any] = OrderedDict()
+        for evaluator in self._evaluators:
+            results = evaluator.evaluate()
+            if not is_main_process() or results is None:
+                continue
+            for key, value in results.items():
+                assert key not in joined, f"Two evaluators report the same key '{key}'"
+                joined[key] = value
+        return joined
+
+
+class _Stopwatch:
+    """Seconds spent waiting for data, in the model and in the evaluator, after a warm-up."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.warmup = min(5, total - 1)
+        self.reset()
+
+    def reset(self) -> None:
+        self.start = time.perf_counter()
+        self.spent = dict.fromkeys(("data", "inference", "eval"), 0.0)
+
+    def report(self, done: int) -> None:
+        timed = done - self.warmup
+        if timed <= 0:
+            return
+        average = (time.perf_counter() - self.start) / timed
+        parts = ", ".join(f"{k} {v / timed:.4f}" for k, v in self.spent.items())
+        left = datetime.timedelta(seconds=int(average * (self.total - done)))
+        log_every_n_seconds(
+            logging.INFO,
+            f"Inference done {done}/{self.total}; s/iter: {parts}, total {average:.4f}; ETA {left}",
+            n=5,
+            name=__name__,
+        )
+
+
+def inference_on_dataset(
+    model: nn.Module | Callable[[Any], Any],
+    data_loader: Iterable,
+    evaluator: DatasetEvaluator | Sequence[DatasetEvaluator] | None,
+    callbacks: Mapping[str, Callable[[], Any]] | None = None,
+) -> Mapping[str, Any]:
+    """Run a model over a loader, and evaluate.
+
+    The model (if it is a module) is put into eval mode meanwhile; gradients are off.
+
+    Args:
+        data_loader: has a length; its elements are the model's inputs.
+        evaluator: one, several (their results are joined), or None, to only run the model.
+        callbacks: functions called at "start", "before_inference", "after_inference", "end".
+
+    Returns:
+        the evaluator's results; {} if it has none (as on ranks other than 0).
+    """
+    total = len(data_loader)
+    logger.info("Inference on %d batches per process, %d processes", total, get_world_size())
+    if evaluator is None:
+        evaluator = DatasetEvaluators([])
+    elif isinstance(evaluator, (list, tuple)):
+        evaluator = DatasetEvaluators(evaluator)
+    call = _caller(callbacks or {})
+    evaluator.reset()
+    watch = _Stopwatch(total)
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(inference_context(model))
+        stack.enter_context(torch.no_grad())
+        call("start")
+        before = time.perf_counter()
+        for index, inputs in enumerate(data_loader):
+            fetched = time.perf_counter()
+            if index == watch.warmup:
+                watch.reset()
+                before = fetched
+            call("before_inference")
+            outputs = model(inputs)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            call("after_inference")
+            inferred = time.perf_counter()
+            evaluator.process(inputs, outputs)
+            processed = time.perf_counter()
+            watch.spent["data"] += fetched - before
+            watch.spent["inference"] += inferred - fetched
+            watch.spent["eval"] += processed - inferred
+            watch.report(index + 1)
+            before = time.perf_counter()
+        call("end")
+    logger.info("Inference took %.1f s after warm-up", time.perf_counter() - watch.start)
+    results = evaluator.evaluate()
+    return {} if results is None else results
+
+
+def _caller(callbacks: Mapping[str, Callable[[], Any]]) -> Callable[[str], None]:
+    return lambda event: callbacks.get(event, lambda: None)()
+
+
+@contextmanager
+def inference_context(model: nn.Module) -> Iterator[None]:
+    """The model is in eval mode inside, and in its old mode afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
