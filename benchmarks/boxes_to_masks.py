@@ -18,7 +18,7 @@ from pathlib import Path
 
 from overlays import write_page
 from results import collect, record
-from stages import ROOT, Runner, Stage, StageFailed, say
+from stages import ROOT, Runner, Stage, StageError, say
 from tables import experiment_table
 
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
@@ -176,7 +176,7 @@ def main() -> int:
             seconds |= Runner(experiment.output, experiment.prepare()).run()
             experiment.splits = experiment._find_splits()
         seconds |= Runner(experiment.output, experiment.plan()).run()
-    except StageFailed as error:
+    except StageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     result = collect(experiment, seconds, LABELERS, ARMS)

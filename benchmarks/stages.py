@@ -54,7 +54,7 @@ class Stage:
             return 0.0
 
 
-class StageFailed(RuntimeError):
+class StageError(RuntimeError):
     """A stage ended with an error; the message names its log."""
 
 
@@ -140,7 +140,7 @@ class Runner:
         if code or missing:
             tail = "\n".join(log.read_text().splitlines()[-15:])
             reason = f"exit code {code}" if code else f"did not write {missing[0]}"
-            raise StageFailed(f"stage {stage.name} failed ({reason}); {log} ends with:\n{tail}")
+            raise StageError(f"stage {stage.name} failed ({reason}); {log} ends with:\n{tail}")
         self.seconds[stage.name] = round(seconds, 1)
         receipt = {"fingerprint": stage.fingerprint(), "seconds": round(seconds, 1)}
         self._receipt(stage).write_text(json.dumps(receipt))

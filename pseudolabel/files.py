@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: guarded paths, atomic writes, JSON and image reading."""
+"""Files that are either whole or not there: guarded paths, atomic writes, JSON, images."""
 
 import hashlib
 import json

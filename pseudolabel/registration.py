@@ -86,7 +86,7 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
 
 def _settle_num_classes(cfg: CfgNode) -> None:
     """Counts the classes where the config leaves them open; refuses a number that is wrong."""
-    names = [name for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
+    names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     counts = {
         name: len(classes)
         for name in names

@@ -42,9 +42,14 @@ def test_guarded_join_accepts_subfolders(tmp_path):
 def test_atomic_write_keeps_the_old_file_when_the_block_fails(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError
+
+    def break_off():
+        with atomic_write(path) as file:
+            file.write("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        break_off()
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
