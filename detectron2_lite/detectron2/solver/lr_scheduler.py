@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -95,7 +96,10 @@ class LRMultiplier(LRScheduler):
 
     def get_lr(self) -> list[float]:
         """The LR of every group at the current iteration."""
-        factor = self._multiplier(self.last_epoch / self._max_iter)
+        # The step after the last iteration asks for progress 1, which some schedules refuse; it
+        # would fail a finished training before its last checkpoint is written.
+        progress = min(self.last_epoch / self._max_iter, math.nextafter(1.0, 0.0))
+        factor = self._multiplier(progress)
         return [base * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
