@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,3 +204,14 @@ def test_parameter_names_and_shapes(golden_dir):
     got = {name: str(list(value.shape)) for name, value in model.state_dict().items()}
     assert len(got) == 307
     assert got == want
+
+
+def test_base_config_is_the_stock_model():
+    """The project's base file and the settings above describe one and the same model."""
+    path = Path(__file__).parents[2] / "configs" / "_base_" / "mask_rcnn_R_50_FPN.yaml"
+    if not path.exists():
+        pytest.skip("this distribution is checked out alone")
+    cfg = get_cfg()
+    cfg.merge_from_file(str(path))
+    cfg.MODEL.DEVICE = "cpu"
+    assert cfg.MODEL == make_cfg().MODEL

@@ -1,10 +1,20 @@
 """ResNet and FPN: parameter names, freezing, norms, shapes."""
 
+import importlib
+
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import CNNBlockBase, FrozenBatchNorm2d, ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, ResNet, build_backbone, make_stage
+from detectron2.modeling import (
+    BACKBONE_REGISTRY,
+    FPN,
+    Backbone,
+    ResNet,
+    ResNetBlockBase,
+    build_backbone,
+    make_stage,
+)
 from detectron2.modeling.backbone import BasicBlock, BasicStem, BottleneckBlock
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import nn
@@ -235,13 +245,24 @@ def test_builders():
         build_backbone(cfg)
 
 
-def test_names_of_upstream_only():
-    import detectron2.modeling as modeling
-    import detectron2.modeling.backbone as backbone
-
-    for module, name in ((modeling, "RetinaNet"), (backbone, "ViT")):
-        with pytest.raises(NotImplementedError, match="upstream"):
-            getattr(module, name)
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("detectron2.modeling", "RetinaNet"),
+        ("detectron2.modeling.backbone", "ViT"),
+        ("detectron2.modeling.backbone.swin", "SwinTransformer"),
+        ("detectron2.modeling.roi_heads.roi_heads", "Res5ROIHeads"),
+        ("detectron2.modeling.roi_heads.cascade_rcnn", "CascadeROIHeads"),
+        ("detectron2.modeling.test_time_augmentation", "GeneralizedRCNNWithTTA"),
+    ],
+)
+def test_names_of_upstream_only(module, name):
+    module = importlib.import_module(module)
+    with pytest.raises(NotImplementedError, match="upstream"):
+        getattr(module, name)
     with pytest.raises(AttributeError):
-        modeling.NoSuchThing  # noqa: B018
-    assert issubclass(modeling.ResNetBlockBase, CNNBlockBase)
+        module.__no_such_name__  # noqa: B018
+
+
+def test_older_name_of_blocks():
+    assert ResNetBlockBase is CNNBlockBase

@@ -6,7 +6,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
-from detectron2.utils.env import not_in_lite
+from detectron2.utils.env import not_in_lite, upstream_only
 from detectron2.utils.events import get_event_storage
 from fvcore.common.registry import Registry
 from torch import nn
@@ -33,6 +33,8 @@ ROI_HEADS_REGISTRY.__doc__ = """
 Modules built from ``(cfg, input_shape: dict of ShapeSpec)``; called with images, features,
 proposals and, in training, targets, they return one `Instances` per image and a dict of losses.
 """
+
+__getattr__ = upstream_only(__name__, ["Res5ROIHeads", "select_proposals_with_visible_keypoints"])
 
 Features = dict[str, torch.Tensor]
 
