@@ -1,4 +1,4 @@
-"""Helpers of ViT: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""Helpers of ViT: only upstream Detectron2 has it, and every name in here says so."""
 
 from detectron2.utils.env import upstream_only
 

@@ -1,4 +1,4 @@
-"""RetinaNet: only upstream Detectron2 has it; every name in here raises an error that says so."""
+"""RetinaNet: only upstream Detectron2 has it, and every name in here says so."""
 
 from detectron2.utils.env import upstream_only
 
