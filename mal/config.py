@@ -17,6 +17,9 @@ def add_mal_config(cfg: CfgNode) -> None:
     mal.MARGIN_GATED = True
     # Expansion of a crop at test time: .6 gives 1.3x the box, the mean of the training crops.
     mal.TEST_MARGIN = 0.6
+    # The pixel at the far edge belongs to the box (the released code): one too many where the box
+    # ends on a whole number, as boxes drawn around masks do.
+    mal.BOX_INCLUSIVE = True
     # Boxes of at most MIN_AREA or at least MAX_AREA square pixels are not trained on (paper: 2048).
     mal.MIN_AREA = 0.0
     mal.MAX_AREA = 1e10

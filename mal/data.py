@@ -70,8 +70,11 @@ class BoxCropMapper:
     """
 
     @configurable
-    def __init__(self, *, crop_size: int, margin: float, gated: bool, cache: int):
+    def __init__(
+        self, *, crop_size: int, margin: float, gated: bool, inclusive: bool = True, cache: int = 0
+    ):
         self.crop_size, self.margin, self.gated = crop_size, margin, gated
+        self.inclusive = inclusive
         self._read = lru_cache(maxsize=cache)(read_image)
 
     @classmethod
@@ -81,6 +84,7 @@ class BoxCropMapper:
             "crop_size": mal.CROP_SIZE,
             "margin": mal.MARGIN,
             "gated": mal.MARGIN_GATED,
+            "inclusive": mal.BOX_INCLUSIVE,
             "cache": mal.IMAGE_CACHE,
         }
 
@@ -92,7 +96,7 @@ class BoxCropMapper:
         box = clip_box(record["box"], height, width)
         window = train_window(box, rng, self.margin, self.gated)
         crop = resize_image(wrap_crop(image, window), self.crop_size)
-        inside = wrap_crop(box_mask(box, height, width), window)
+        inside = wrap_crop(box_mask(box, height, width, self.inclusive), window)
         inside = resize_mask(inside, self.crop_size)
         if rng.random() < 0.5:
             crop, inside = crop[:, ::-1], inside[:, ::-1]

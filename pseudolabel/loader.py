@@ -175,6 +175,9 @@ class TrainLoader:
             num_workers=num_workers,
             collate_fn=_as_list,
             worker_init_fn=_one_thread,
+            # Starting an iterator draws a number. From the global generator, that would make the
+            # first iteration after a resume differ from the same one in an unbroken run.
+            generator=torch.Generator(),
         )
 
     def seek(self, iteration: int) -> None:

@@ -44,8 +44,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> int:
     """Labels, writes, and prints the accounts. Returns 0; 1 with one clear error line."""
-    setup_logger(name="masksmith")
-    setup_logger(name="pseudolabel")
+    for name in ("masksmith", "mal", "pseudolabel"):
+        setup_logger(name=name)
     seed_everything(args.seed)
     try:
         options = {}

@@ -15,8 +15,11 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
-from mal import add_mal_config
+import mal.data  # noqa: F401  (registers BoxCropPipeline)
+import mal.mask_auto_labeler  # noqa: F401  (registers MaskAutoLabeler)
+from mal.config import add_mal_config
 from pseudolabel.config import add_masksmith_config
 from pseudolabel.loader import seed_everything
 from pseudolabel.registration import register_datasets
@@ -35,6 +38,8 @@ def setup(args) -> CfgNode:
     register_datasets(cfg)
     cfg.freeze()
     default_setup(cfg, args)
+    for name in ("masksmith", "mal", "pseudolabel"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     logger.info("detectron2 %s", detectron2.__version__)
     seed_everything(cfg.SEED)
     return cfg

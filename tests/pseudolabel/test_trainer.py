@@ -1,0 +1,122 @@
+"""The trainer: resume bit for bit, NaN stops with a dump, both networks are evaluated."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import mal.data
+import mal.mask_auto_labeler  # noqa: F401  (registers the meta-architecture)
+from pseudolabel.errors import DataError
+from pseudolabel.hooks import unwrap
+from pseudolabel.loader import seed_everything
+from pseudolabel.trainer import Trainer
+from tests.tiny import tiny_config, write_coco
+
+
+def build(cfg, resume=False):
+    seed_everything(cfg.SEED)
+    Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    return trainer
+
+
+def train(cfg, resume=False, stop=None):
+    trainer = build(cfg, resume)
+    if stop is not None:
+        trainer.max_iter = stop
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("method", "workers"),
+    [
+        ("mal/sample", 0),  # teacher, steps and AdamW state
+        ("mal/sample", 2),  # augmentation in worker processes
+        ("mask_rcnn/sample", 0),  # proposal sampling inside the model, SGD momentum
+        ("mask_rcnn/sample", 2),
+    ],
+)
+def test_twenty_steps_equal_ten_and_ten_resumed(method, workers, tmp_path):
+    json_file = write_coco(tmp_path)
+    opts = ["DATALOADER.NUM_WORKERS", workers, "DATASETS.TEST", "()"]
+    whole = train(tiny_config(method, json_file, tmp_path / "whole", opts))
+    cfg = tiny_config(method, json_file, tmp_path / "parts", opts)
+    train(cfg, stop=10)
+    parts = train(cfg, resume=True)
+    assert parts.start_iter == 10
+    assert parts.scheduler.last_epoch == whole.scheduler.last_epoch == 20
+    expected = whole.model.state_dict()
+    for name, value in parts.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_same_seed_same_weights_other_seed_other_weights(tmp_path):
+    json_file = write_coco(tmp_path)
+    weights = []
+    for run, seed in enumerate((0, 0, 1)):
+        opts = ["SOLVER.MAX_ITER", 2, "SEED", seed, "DATASETS.TEST", "()"]
+        trainer = train(tiny_config("mal/sample", json_file, tmp_path / str(run), opts))
+        weights.append(trainer.model.state_dict()["student.decoder.key.0.weight"])
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_nan_stops_the_run_with_a_dump(tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    trainer = build(cfg)
+    with torch.no_grad():
+        trainer.model.student.decoder.key[0].weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"nan_dump_rank0_iter0\.pth.*Remedy"):
+        trainer.train()
+    dump = torch.load(tmp_path / "out" / "nan_dump_rank0_iter0.pth", weights_only=True)
+    assert dump["iteration"] == 0
+    assert "loss_mil" in dump["message"]
+    assert all(Path(sample["file_name"]).is_file() for sample in dump["samples"])
+    assert all(sample["annotation_id"] for sample in dump["samples"])
+    assert dump["tensors"][0]["student_view"].shape == (3, 32, 32)
+    assert dump["model"].keys() == unwrap(trainer.model).state_dict().keys()
+    assert not (tmp_path / "out" / "model_final.pth").exists()
+
+
+def test_evaluation_reports_student_and_teacher(tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    cfg.SOLVER.MAX_ITER = 2
+    train(cfg)
+    lines = (tmp_path / "out" / "metrics.json").read_text().splitlines()
+    last = {key: value for line in lines for key, value in json.loads(line).items()}
+    assert 0 < last["student/mIoU"] <= 1
+    assert 0 < last["teacher/mIoU"] <= 1
+    assert 0 <= last["mal/fill of box, CRF target"] <= 1
+
+
+def test_corrupt_training_image_is_named(tmp_path):
+    json_file = write_coco(tmp_path)
+    for image in tmp_path.glob("*.png"):
+        image.write_bytes(image.read_bytes()[:50])
+    for method in ("mal/sample", "mask_rcnn/sample"):
+        trainer = build(tiny_config(method, json_file, tmp_path / method))
+        with pytest.raises(DataError, match=r"\d\.png.*Remedy"):
+            trainer.train()
+
+
+def test_unknown_optimizer_is_refused(tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    cfg.SOLVER.OPTIMIZER = "Adam"
+    with pytest.raises(ValueError, match="use 'SGD' or 'AdamW'"):
+        Trainer(cfg)
+
+
+def test_one_group_of_adamw_with_the_paper_betas(tmp_path):
+    cfg = tiny_config("mal/nuclei", write_coco(tmp_path), tmp_path / "out")
+    trainer = Trainer(cfg)
+    (group,) = trainer.optimizer.param_groups
+    assert group["betas"] == (0.9, 0.9)
+    assert group["weight_decay"] == pytest.approx(5e-4)
+    teacher = {id(p) for p in trainer.model.teacher.parameters()}
+    assert not teacher & {id(p) for p in group["params"]}
+    assert np.isclose(trainer.cfg.SOLVER.BASE_LR, 2e-4)
