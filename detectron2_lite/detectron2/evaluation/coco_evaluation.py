@@ -77,7 +77,8 @@ class COCOEvaluator(DatasetEvaluator):
         if max_dets_per_image is None:
             self._max_dets = (1, 10, 100)
         elif isinstance(max_dets_per_image, int):
-            self._max_dets = (1, 10, max_dets_per_image)
+            # COCOeval sorts the limits and takes the last.
+            self._max_dets = (1, min(10, max_dets_per_image), max_dets_per_image)
         else:
             self._max_dets = tuple(max_dets_per_image)
         self._cpu_device = torch.device("cpu")
@@ -158,7 +159,7 @@ class COCOEvaluator(DatasetEvaluator):
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None
     ) -> None:
         rows = list(itertools.chain(*(image["instances"] for image in predictions)))
-        self._restore_category_ids(rows)
+        rows = self._with_category_ids(rows)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             logger.info("Saving results to %s", path)
@@ -171,20 +172,19 @@ class COCOEvaluator(DatasetEvaluator):
             scores = self._score(task, rows, img_ids)
             self._results[task] = scores
 
-    def _restore_category_ids(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Contiguous class numbers back to the ids of the JSON file, in place."""
+    def _with_category_ids(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Copies of the rows, with the ids of the JSON file in place of contiguous classes."""
         mapping = self._metadata.get("thing_dataset_id_to_contiguous_id")
         if mapping is None:
-            return
+            return rows
         reverse = {index: category for category, index in mapping.items()}
         assert sorted(reverse) == list(range(len(reverse))), "contiguous ids are not contiguous"
-        for row in rows:
-            predicted = row["category_id"]
+        for predicted in {row["category_id"] for row in rows}:
             assert predicted < len(reverse), (
                 f"A prediction has class={predicted}, but the dataset only has {len(reverse)} "
                 f"classes and predicted class id should be in [0, {len(reverse) - 1}]."
             )
-            row["category_id"] = reverse[predicted]
+        return [{**row, "category_id": reverse[row["category_id"]]} for row in rows]
 
     def _score(
         self, task: str, rows: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None

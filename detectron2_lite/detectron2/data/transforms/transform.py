@@ -63,7 +63,7 @@ class ExtentTransform(Transform):
                 Image.Transform.EXTENT,
                 tuple(self.src_rect),
                 resample,
-                fill=self.fill,
+                fillcolor=(self.fill,) * len(picture.getbands()),
             ),
             "ExtentTransform",
         )
