@@ -1,6 +1,7 @@
 """Reading checkpoints safely and completely."""
 
 import pickle
+import struct
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ def load_strictly(model: nn.Module, path: str | Path) -> None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(path, "the checkpoint does not exist", "train first") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError) as error:
         raise DataError(path, f"not a safe checkpoint ({error})", "save it again") from error
     state = content.get("model", content) if isinstance(content, dict) else {}
     try:

@@ -1,0 +1,111 @@
+"""MAL's samples: which boxes are trained on, and what a crop holds."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from mal.data import BoxCropMapper, ImageBoxes, box_records
+from pseudolabel.errors import DataError
+
+
+def dataset(*boxes, **annotation):
+    """One image with XYWH boxes; ids from 1."""
+    annotations = [
+        {"id": i, "bbox": list(b), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0, **annotation}
+        for i, b in enumerate(boxes, start=1)
+    ]
+    image = {"file_name": "a.png", "image_id": 1, "height": 100, "width": 100}
+    return [{**image, "annotations": annotations}]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "limits", "kept"),
+    [
+        ([(0, 0, 9, 9), (0, 0, 1, 1)], (0, 1e10), [1, 2]),  # no limit: every box
+        ([(0, 0, 32, 64), (0, 0, 32, 65)], (2048, 1e10), [2]),  # strictly above the paper's 2048
+        ([(0, 0, 10, 10), (0, 0, 20, 20)], (0, 400), [1]),  # strictly below the maximum
+        ([(0, 0, 0, 9), (0, 0, 9, 9), (5, 5, 4, -1)], (0, 1e10), [2]),  # no extent
+    ],
+)
+def test_boxes_within_the_limits_are_kept(boxes, limits, kept):
+    records = box_records(dataset(*boxes), *limits)
+    assert [record["annotation_id"] for record in records] == kept
+
+
+def test_crowds_are_left_out():
+    assert box_records(dataset((0, 0, 9, 9), iscrowd=1)) == []
+
+
+@pytest.mark.parametrize(
+    ("small", "level"),
+    [
+        (1, logging.INFO),  # 1 of 20 = 5 %: not more than 5 %
+        (2, logging.WARNING),  # 2 of 20 = 10 %
+    ],
+)
+def test_a_filter_that_excludes_more_than_five_percent_warns(small, level, caplog):
+    caplog.set_level(logging.INFO, logger="mal.data")
+    boxes = [(0, 0, 5, 5)] * small + [(0, 0, 50, 50)] * (20 - small)
+    box_records(dataset(*boxes), min_area=100)
+    (message,) = caplog.records
+    assert message.levelno == level
+    assert f"{20 - small} of 20 boxes" in message.getMessage()
+
+
+@pytest.fixture
+def record(tmp_path):
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    pixels[20:40, 30:60] = (200, 40, 10)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    return {
+        "file_name": str(tmp_path / "a.png"),
+        "image_id": 1,
+        "height": 60,
+        "width": 80,
+        "annotation_id": 7,
+        "box": (30.0, 20.0, 60.0, 40.0),
+    }
+
+
+def test_crop_holds_the_object_and_its_box_mask_lies_on_it(record):
+    mapper = BoxCropMapper(crop_size=64, margin=1.2, gated=True, inclusive=False, cache=1)
+    for seed in range(10):
+        np.random.seed(seed)
+        sample = mapper(record)
+        assert sample["student_view"].shape == sample["teacher_view"].shape == (3, 64, 64)
+        assert sample["box_area"] == 600
+        assert sample["annotation_id"] == 7
+        # The object fills its box here, so box mask and red pixels agree but for resampling.
+        red = sample["teacher_view"][0] > 100
+        inside = sample["box_mask"] > 0
+        overlap = (red & inside).sum() / (red | inside).sum()
+        assert overlap > 0.9
+
+
+def test_views_differ_in_colour_only_and_repeat_with_the_seed(record):
+    mapper = BoxCropMapper(crop_size=64, margin=1.2, gated=True, cache=1)
+    np.random.seed(3)
+    first = mapper(record)
+    np.random.seed(3)
+    second = mapper(record)
+    assert torch.equal(first["student_view"], second["student_view"])
+    assert torch.equal(first["box_mask"], second["box_mask"])
+
+
+def test_wrong_size_in_the_json_is_named(record):
+    mapper = BoxCropMapper(crop_size=64, margin=1.2, gated=True, cache=1)
+    with pytest.raises(DataError, match=r"a\.png \(image 1\): is 80x60, the JSON says 80x61"):
+        mapper({**record, "height": 61})
+
+
+def test_test_sample_holds_every_box_but_crowds(record):
+    crowd = {"id": 2, "bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 1}
+    box = {"id": 1, "bbox": [30, 20, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+    sample = ImageBoxes([{**record, "annotations": [crowd, box]}])[0]
+    assert sample["annotation_ids"] == [1]
+    assert sample["boxes"].tolist() == [[30, 20, 60, 40]]
+    assert sample["image"].shape == (60, 80, 3)
