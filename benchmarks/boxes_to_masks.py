@@ -55,6 +55,11 @@ class Experiment:
         known = "sample" if args.name == "own" else args.name
         self.mal_config = Path(args.mal_config or ROOT / f"configs/mal/{known}.yaml")
         self.rcnn_config = Path(args.rcnn_config or ROOT / f"configs/mask_rcnn/{known}.yaml")
+        # Only the nuclei config starts its detector from ImageNet weights.
+        pretrained = "weights/resnet50_caffe_c2c4.fp16.pth" if args.name == "nuclei" else ""
+        self.pretrained = (
+            Path(os.environ.get("MASKSMITH_DATA", ""), pretrained) if pretrained else None
+        )
         self.generated = args.name == "sample" and args.data is None
         self.data = self._data(args)
         self.splits = {} if self.generated else self._find_splits()
@@ -105,7 +110,9 @@ class Experiment:
         yardsticks = [self._label(name, "val") for name in LABELERS if name != "mal"]
         mal = [self._train_mal(), *yardsticks[:1]]
         label = [self._label("mal", "val"), self._label("mal", "train")]
-        return [strip, yardsticks[1:], mal, label, [self._train_rcnn(arm) for arm in ARMS]]
+        arms = [self._train_rcnn(arm) for arm in ARMS]
+        weights = [self._convert_weights()] if self.pretrained else []
+        return [strip + weights, yardsticks[1:], mal, label, arms]
 
     def register(self, train: Path) -> str:
         """The value of DATASETS.REGISTER: `train` as the training set, human masks for val."""
@@ -124,12 +131,19 @@ class Experiment:
         command = ["datasets/strip_masks.py", str(source), str(self.boxes(split))]
         return Stage(f"strip_{split}", command, [source], [self.boxes(split)], seconds=2)
 
+    def _convert_weights(self) -> Stage:
+        output = self.output / "resnet50.pth"
+        command = ["tools/convert_weights.py", str(self.pretrained), str(output)]
+        return Stage("convert_weights", command, [self.pretrained], [output], seconds=5)
+
     def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
         run_dir = self.output / name
         command = ["tools/train_net.py", "--config-file", str(config), "--resume"]
         command += ["DATASETS.REGISTER", self.register(train)]
         command += ["DATASETS.TRAIN", "('demo_train',)", "DATASETS.TEST", "('demo_val',)"]
         command += ["OUTPUT_DIR", str(run_dir), "SEED", str(self.seed)]
+        if self.pretrained and name != "mal":
+            command += ["MODEL.WEIGHTS", str(self.output / "resnet50.pth")]
         return Stage(
             f"train_{name}",
             command,

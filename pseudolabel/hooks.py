@@ -2,14 +2,9 @@
 
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from torch import nn
 
+from pseudolabel.ema import unwrap
 from pseudolabel.loader import mix_seed, seed_everything
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model below a DistributedDataParallel wrapper, or the model itself."""
-    return getattr(model, "module", model)
 
 
 class StepSeed(HookBase):

@@ -99,12 +99,13 @@ def _settle_num_classes(cfg: CfgNode) -> None:
         raise DataError("DATASETS", f"class counts differ: {counts}", "use one class list")
     frozen = cfg.is_frozen()
     cfg.defrost()
-    if cfg.MODEL.ROI_HEADS.NUM_CLASSES == 0:
+    stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if stated == 0:
         cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
-    elif cfg.MODEL.ROI_HEADS.NUM_CLASSES != count:
+    elif stated != count:
         raise DataError(
             "MODEL.ROI_HEADS.NUM_CLASSES",
-            f"is {cfg.MODEL.ROI_HEADS.NUM_CLASSES}, but {name} has {count} classes",
+            f"is {stated}, but {name} has {count} classes",
             "set it to 0 to read it from the data set",
         )
     if frozen:

@@ -12,7 +12,8 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
-from pseudolabel.hooks import StepSeed, TeacherUpdate, unwrap
+from pseudolabel.ema import unwrap
+from pseudolabel.hooks import StepSeed, TeacherUpdate
 from pseudolabel.loader import TrainLoader
 from pseudolabel.pipeline import build_pipeline
 

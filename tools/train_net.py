@@ -17,7 +17,7 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-import mal.data  # noqa: F401  (registers BoxCropPipeline)
+import mal.data
 import mal.mask_auto_labeler  # noqa: F401  (registers MaskAutoLabeler)
 from mal.config import add_mal_config
 from pseudolabel.config import add_masksmith_config

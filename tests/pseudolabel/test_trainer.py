@@ -9,8 +9,8 @@ import torch
 
 import mal.data
 import mal.mask_auto_labeler  # noqa: F401  (registers the meta-architecture)
+from pseudolabel.ema import unwrap
 from pseudolabel.errors import DataError
-from pseudolabel.hooks import unwrap
 from pseudolabel.loader import seed_everything
 from pseudolabel.trainer import Trainer
 from tests.tiny import tiny_config, write_coco
