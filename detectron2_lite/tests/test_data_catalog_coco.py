@@ -251,7 +251,7 @@ def test_datasets_with_other_classes_do_not_mix(names):
     for name, classes in ((a, ["x"]), (b, ["y"])):
         DatasetCatalog.register(name, lambda: [_record(0)])
         MetadataCatalog.get(name).thing_classes = classes
-    with pytest.raises(ValueError, match="different metadata"):
+    with pytest.raises(ValueError, match=r"thing_classes. differs"):
         get_detection_dataset_dicts([a, b])
 
 

@@ -212,11 +212,11 @@ def test_no_detections_and_no_input(register, caplog):
     assert set(results) == {"bbox", "segm"}
     assert all(math.isnan(v) for scores in results.values() for v in scores.values())
     assert _evaluate(evaluator, {}) == {}
-    assert "Did not receive" in caplog.text
+    assert "no predictions" in caplog.text
 
 
 def test_unknown_class_is_refused(register):
-    with pytest.raises(AssertionError, match=r"class=7.*\[0, 2\]"):
+    with pytest.raises(AssertionError, match=r"class 7.*0\.\.2"):
         _evaluate(COCOEvaluator(register()), {4: _instances([(7, (1, 1, 9, 9))])})
 
 

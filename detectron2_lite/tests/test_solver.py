@@ -88,8 +88,9 @@ def test_rescaled_interval_starts_the_schedule_after_the_warmup():
     assert scheduler(0.6) == pytest.approx(0.5)  # its middle
 
 
-def test_steps_beyond_the_end_are_ignored(caplog):
-    rates = _rates(_cfg("SOLVER.STEPS", (10, 40), "SOLVER.WARMUP_ITERS", 0), 29)
+@pytest.mark.parametrize("late", [30, 40])  # at the end, and beyond
+def test_late_steps_are_ignored(late, caplog):
+    rates = _rates(_cfg("SOLVER.STEPS", (10, late), "SOLVER.WARMUP_ITERS", 0), 30)
     assert rates[-1] == pytest.approx(0.01)
     assert "MAX_ITER" in caplog.text
 

@@ -51,7 +51,7 @@ def filter_images_with_only_crowd_annotations(dataset_dicts: list[dict]) -> list
         if any(a.get("iscrowd", 0) == 0 for a in record["annotations"])
     ]
     logger.info(
-        "Removed %d images without usable annotations; %d images left",
+        "%d images have no object to learn from and are left out; %d remain",
         len(dataset_dicts) - len(kept),
         len(kept),
     )
@@ -96,8 +96,7 @@ def print_instances_class_histogram(
     )
     log_first_n(
         logging.INFO,
-        f"Distribution of {sum(counts.values())} instances among {len(class_names)} "
-        f"categories:\n{table}",
+        f"{sum(counts.values())} instances of {len(class_names)} categories:\n{table}",
         key="message",
     )
 
@@ -142,7 +141,7 @@ def get_detection_dataset_dicts(
 def build_batch_data_loader(
     dataset: torchdata.Dataset,
     sampler: torchdata.Sampler | None,
-    total_batch_size: int,
+    total_batch_size: int | None,
     *,
     aspect_ratio_grouping: bool = False,
     num_workers: int = 0,
@@ -168,18 +167,7 @@ def build_batch_data_loader(
         ValueError: when the batch cannot be divided among the ranks, both or no batch
             sizes are given, or an iterable dataset comes with a sampler.
     """
-    if single_gpu_batch_size:
-        if total_batch_size:
-            raise ValueError("give total_batch_size or single_gpu_batch_size, not both")
-        batch_size = single_gpu_batch_size
-    else:
-        world = comm.get_world_size()
-        if total_batch_size <= 0 or total_batch_size % world:
-            raise ValueError(
-                f"the total batch size ({total_batch_size}) must be divisible by the number of "
-                f"processes ({world})"
-            )
-        batch_size = total_batch_size // world
+    batch_size = _batch_of_one_rank(total_batch_size, single_gpu_batch_size)
     if isinstance(dataset, torchdata.IterableDataset):
         if sampler is not None:
             raise ValueError("an iterable dataset takes no sampler")
@@ -209,9 +197,20 @@ def build_batch_data_loader(
     return grouped if collate_fn is None else MapDataset(grouped, collate_fn)
 
 
+def _batch_of_one_rank(total: int | None, single: int | None) -> int:
+    if single:
+        if total:
+            raise ValueError("give total_batch_size or single_gpu_batch_size, not both")
+        return single
+    world = comm.get_world_size()
+    if not total or total < 0 or total % world:
+        raise ValueError(f"a batch of {total} images is not divisible among {world} processes")
+    return total // world
+
+
 def _train_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> torchdata.Sampler:
     name = cfg.DATALOADER.SAMPLER_TRAIN
-    logger.info("Using training sampler %s", name)
+    logger.info("Order of training images: %s", name)
     if name == "TrainingSampler":
         return TrainingSampler(len(dataset))
     if name == "RepeatFactorTrainingSampler":

@@ -59,8 +59,8 @@ class Metadata(types.SimpleNamespace):
         # Only reached when the attribute does not exist.
         known = sorted(self.__dict__)
         raise AttributeError(
-            f"Attribute '{key}' does not exist in the metadata of dataset '{self.name}'"
-            + (f"; available: {known}" if known else ", which is empty")
+            f"dataset '{self.name}' has no metadata '{key}'"
+            + (f"; there is {known}" if known else "")
         )
 
     def __setattr__(self, key: str, value: Any) -> None:

@@ -63,7 +63,7 @@ class DatasetMapper:
         self.proposal_topk = precomputed_proposal_topk
         self.recompute_boxes = recompute_boxes
         mode = "training" if is_train else "inference"
-        logger.info("[DatasetMapper] Augmentations used in %s: %s", mode, augmentations)
+        logger.info("Augmentations for %s: %s", mode, augmentations)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:

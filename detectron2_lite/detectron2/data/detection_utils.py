@@ -300,7 +300,7 @@ def check_metadata_consistency(key: str, dataset_names: Sequence[str]) -> None:
         found = getattr(MetadataCatalog.get(name), key)
         if found != expected:
             raise ValueError(
-                f"Datasets have different metadata '{key}': {first} has {expected}, {name} {found}"
+                f"'{key}' differs between joined datasets: {first} has {expected}, {name} {found}"
             )
 
 

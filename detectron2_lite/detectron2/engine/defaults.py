@@ -265,7 +265,7 @@ class DefaultTrainer(TrainerBase):
                 continue
             results[name] = inference_on_dataset(model, loader, evaluator)
             if comm.is_main_process():
-                logger.info("Evaluation results for %s in csv format:", name)
+                logger.info("Results on %s:", name)
                 print_csv_format(results[name])
         return next(iter(results.values())) if len(results) == 1 else results
 

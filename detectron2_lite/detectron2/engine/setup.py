@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import inspect
 import os
 import sys
 from typing import Any
@@ -45,6 +46,9 @@ def create_ddp_model(
     on_cuda = any(p.device.type == "cuda" for p in model.parameters())
     # DDP refuses device ids for a module on the CPU.
     kwargs.setdefault("device_ids", [comm.get_local_rank()] if on_cuda else None)
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters:
+        # The new name of the argument; the old one warns.
+        kwargs.setdefault("forward_sync_buffers", kwargs.pop("broadcast_buffers", True))
     ddp = DistributedDataParallel(model, **kwargs)
     if fp16_compression:
         from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
@@ -94,13 +98,13 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     setup_logger(out, distributed_rank=rank, name="fvcore")
     logger = setup_logger(out, distributed_rank=rank)
     logger.info("Rank %d of %d; torch %s", rank, comm.get_world_size(), torch.__version__)
-    logger.info("Command line arguments: %s", args)
-    logger.info("Running with full config:\n%s", cfg.dump())
+    logger.info("Arguments: %s", args)
+    logger.info("Config:\n%s", cfg.dump())
     if comm.is_main_process() and out:
         path = os.path.join(out, "config.yaml")
         with PathManager.open(path, "w") as stream:
             stream.write(cfg.dump())
-        logger.info("Full config saved to %s", path)
+        logger.info("Config written to %s", path)
     seed_all_rng(None if cfg.SEED < 0 else cfg.SEED + rank)
     if cfg.FLOAT32_PRECISION:
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)

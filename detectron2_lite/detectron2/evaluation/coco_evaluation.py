@@ -145,7 +145,7 @@ class COCOEvaluator(DatasetEvaluator):
             predictions = list(itertools.chain(*gathered))
         self._results = OrderedDict()
         if not predictions:
-            logger.warning("[COCOEvaluator] Did not receive valid predictions.")
+            logger.warning("COCOEvaluator was given no predictions at all: nothing to score")
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
@@ -162,7 +162,7 @@ class COCOEvaluator(DatasetEvaluator):
         rows = self._with_category_ids(rows)
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
-            logger.info("Saving results to %s", path)
+            logger.info("Predictions in COCO's result format go to %s", path)
             with PathManager.open(path, "w") as stream:
                 json.dump(rows, stream)
         if not self._do_evaluation:
@@ -181,8 +181,8 @@ class COCOEvaluator(DatasetEvaluator):
         assert sorted(reverse) == list(range(len(reverse))), "contiguous ids are not contiguous"
         for predicted in {row["category_id"] for row in rows}:
             assert predicted < len(reverse), (
-                f"A prediction has class={predicted}, but the dataset only has {len(reverse)} "
-                f"classes and predicted class id should be in [0, {len(reverse) - 1}]."
+                f"the model predicted class {predicted}; the dataset has classes "
+                f"0..{len(reverse) - 1} only: check NUM_CLASSES and the weights"
             )
         return [{**row, "category_id": reverse[row["category_id"]]} for row in rows]
 
@@ -196,7 +196,7 @@ class COCOEvaluator(DatasetEvaluator):
         run = _run_cocoeval(self._coco_api, rows, task, self._max_dets, img_ids)
         precision = run.eval["precision"]
         expected = {k: float(v) * 100 if v >= 0 else float("nan") for k, v in _summary(run).items()}
-        logger.info("Evaluation results for %s:\n%s", task, create_small_table(expected))
+        logger.info("%s:\n%s", task, create_small_table(expected))
         names = self._metadata.get("thing_classes")
         if names is None or len(names) <= 1:
             return expected

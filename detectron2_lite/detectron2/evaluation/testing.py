@@ -47,11 +47,11 @@ def verify_results(cfg: CfgNode, results: Mapping[str, Any]) -> bool:
         if actual is None or not abs(actual - value) < tolerance:
             wrong.append(f"{task}/{metric}: got {actual}, expected {value} +- {tolerance}")
     if wrong:
-        logger.error("Result verification failed:\n%s", "\n".join(wrong))
-        logger.error("Actual results:\n%s", pprint.pformat(results))
+        logger.error("Results differ from TEST.EXPECTED_RESULTS:\n%s", "\n".join(wrong))
+        logger.error("All results:\n%s", pprint.pformat(results))
         raise SystemExit(1)
     if expected:
-        logger.info("Results verification passed.")
+        logger.info("All results are as expected")
     return True
 
 

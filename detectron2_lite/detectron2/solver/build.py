@@ -189,9 +189,9 @@ def _schedule(solver: CfgNode) -> ParamScheduler:
     """The multiplier of the base LR without warm-up, as a function of progress."""
     name, length = solver.LR_SCHEDULER_NAME, solver.MAX_ITER
     if name == "WarmupMultiStepLR":
-        steps = [s for s in solver.STEPS if s <= length]
+        steps = [s for s in solver.STEPS if s < length]
         if len(steps) != len(solver.STEPS):
-            logger.warning("SOLVER.STEPS beyond MAX_ITER %d are ignored", length)
+            logger.warning("SOLVER.STEPS from MAX_ITER (%d) on never take effect", length)
         values = [solver.GAMMA**k for k in range(len(steps) + 1)]
         return MultiStepParamScheduler(values=values, milestones=steps, num_updates=length)
     if name == "WarmupCosineLR":

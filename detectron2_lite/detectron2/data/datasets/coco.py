@@ -66,18 +66,12 @@ def load_coco_json(
     records = []
     for image_id in sorted(coco.imgs):
         image = coco.imgs[image_id]
-        objects = []
-        for annotation in coco.imgToAnns[image_id]:
-            try:
-                converted = _to_object(annotation, image_id, keys, id_map)
-            except (AssertionError, KeyError, ValueError) as error:
-                where = f"{json_file}: annotation {annotation.get('id')} of image {image_id}"
-                kind = AssertionError if isinstance(error, AssertionError) else ValueError
-                raise kind(f"{where}: {error}") from error
-            if converted is None:
-                lost += 1
-            else:
-                objects.append(converted)
+        converted = [
+            _named_object(annotation, image_id, keys, id_map, json_file)
+            for annotation in coco.imgToAnns[image_id]
+        ]
+        objects = [annotation for annotation in converted if annotation is not None]
+        lost += len(converted) - len(objects)
         records.append(
             {
                 "file_name": os.path.join(image_root, image["file_name"]),
@@ -87,7 +81,7 @@ def load_coco_json(
                 "annotations": objects,
             }
         )
-    logger.info("Loaded %d images in COCO format from %s", len(records), json_file)
+    logger.info("%s: %d images", json_file, len(records))
     if lost:
         logger.warning(
             "%s: left out %d annotations whose segmentation has no polygon of three points or more",
@@ -124,6 +118,22 @@ def _check_unique_ids(coco: Any, json_file: str) -> None:
     counts = Counter(a["id"] for annotations in coco.imgToAnns.values() for a in annotations)
     repeated = [key for key, count in counts.items() if count > 1]
     assert not repeated, f"{json_file}: annotation ids are not unique, e.g. {repeated[:5]}"
+
+
+def _named_object(
+    annotation: Mapping[str, Any],
+    image_id: int,
+    keys: Sequence[str],
+    id_map: Mapping[int, int] | None,
+    json_file: str,
+) -> dict[str, Any] | None:
+    """:func:`_to_object` whose errors name file and annotation."""
+    try:
+        return _to_object(annotation, image_id, keys, id_map)
+    except (AssertionError, KeyError, ValueError) as error:
+        where = f"{json_file}: annotation {annotation.get('id')} of image {image_id}"
+        kind = AssertionError if isinstance(error, AssertionError) else ValueError
+        raise kind(f"{where}: {error}") from error
 
 
 def _to_object(
