@@ -93,16 +93,13 @@ def test_evaluator_reports_each_network(tmp_path):
         annotation(2, boxes[1], square(50, 50, 40)),
     ]
     evaluator = MaskIoUEvaluator(str(write(tmp_path / "truth.json", truth)), str(tmp_path))
-    whole = [
-        finish_record(np.ones((side, side)), y, x, np.array([x, y, x + side, y + side]), 200, 200, 1)
-        for x, y, side, _ in boxes
-    ]
-    half = [
-        finish_record(
-            np.ones((side, side // 2)), y, x, np.array([x, y, x + side, y + side]), 200, 200, 1
-        )
-        for x, y, side, _ in boxes
-    ]
+
+    def records(share):
+        for x, y, side, _ in boxes:
+            patch = np.ones((side, int(side * share)))
+            yield finish_record(patch, y, x, np.array([x, y, x + side, y + side]), 200, 200, 1)
+
+    whole, half = list(records(1)), list(records(0.5))
     evaluator.process([{"annotation_ids": [1, 2]}], [{"student": half, "teacher": whole}])
     result = evaluator.evaluate()
     assert result["student"]["mIoU"] == pytest.approx(0.5)

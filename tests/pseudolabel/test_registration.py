@@ -76,7 +76,7 @@ def test_registering_twice_is_harmless_but_a_taken_name_is_not(tmp_path):
     ("change", "message"),
     [
         ({"json": ""}, "has no json"),  # forgotten key
-        ({"json": "/nowhere/a.json"}, "a.json.*does not exist"),
+        ({"json": "/nowhere/a.json"}, r"a\.json.*does not exist"),
         ({"image_root": "/nowhere"}, "no image folder"),
         ({"format": "yolo"}, "unknown format"),
         ({"json": "$MASKSMITH_UNSET_ROOT/a.json"}, "environment variable"),
