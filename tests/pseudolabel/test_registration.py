@@ -92,7 +92,7 @@ def test_wrong_class_count_is_refused(tmp_path):
     write_coco(tmp_path)
     cfg = config(entry(tmp_path))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 80
-    with pytest.raises(DataError, match="is 80, but .* has 2 classes"):
+    with pytest.raises(DataError, match=r"is 80, but .* has 2 classes"):
         register_datasets(cfg)
 
 
