@@ -11,7 +11,6 @@ human arm only, those of val by the evaluation only: MAL and the labels see boxe
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -20,6 +19,9 @@ from overlays import write_page
 from results import collect, record
 from stages import ROOT, Runner, Stage, StageError, say
 from tables import experiment_table
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import write_json
 
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
 ARMS = ("mal", "human")
@@ -51,6 +53,7 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace):
         self.name, self.seed = args.name, args.seed
+        self.seconds = SECONDS.get(args.name, SECONDS["own"])
         self.output = (args.output or ROOT / "output" / args.name).resolve()
         known = "sample" if args.name == "own" else args.name
         self.mal_config = Path(args.mal_config or ROOT / f"configs/mal/{known}.yaml")
@@ -155,11 +158,11 @@ class Experiment:
         )
 
     def _train_mal(self) -> Stage:
-        return self._train("mal", self.mal_config, self.boxes("train"), SECONDS[self.name][0])
+        return self._train("mal", self.mal_config, self.boxes("train"), self.seconds[0])
 
     def _train_rcnn(self, arm: str) -> Stage:
         train = self.splits["train"][0] if arm == "human" else self.labels(arm, "train")
-        return self._train(f"rcnn_{arm}", self.rcnn_config, train, SECONDS[self.name][1])
+        return self._train(f"rcnn_{arm}", self.rcnn_config, train, self.seconds[1])
 
     def _label(self, labeler: str, split: str) -> Stage:
         output, boxes = self.labels(labeler, split), self.boxes(split)
@@ -190,12 +193,13 @@ def main() -> int:
             seconds |= Runner(experiment.output, experiment.prepare()).run()
             experiment.splits = experiment._find_splits()
         seconds |= Runner(experiment.output, experiment.plan()).run()
-    except StageError as error:
+        result = collect(experiment, seconds, LABELERS, ARMS)
+        # The page shows the table of this file.
+        write_json(experiment.output / "result.json", result, indent=1)
+        page = write_page(experiment, LABELERS)
+    except (StageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    result = collect(experiment, seconds, LABELERS, ARMS)
-    (experiment.output / "result.json").write_text(json.dumps(result, indent=1) + "\n")
-    page = write_page(experiment, LABELERS)
     say(experiment_table(result))
     say(f"overlays: {page}")
     if args.record:
