@@ -74,6 +74,8 @@ class StockPipeline:
     def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
         return COCOEvaluator(
             dataset_name,
+            # Stated, so that a model without detections reports an AP of 0 for both.
+            tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
             output_dir=output_dir,
             max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         )
