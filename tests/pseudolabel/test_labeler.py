@@ -149,7 +149,15 @@ def test_grabcut_falls_back(box):
     assert record.mask_source == "filled_empty"
 
 
-@pytest.mark.parametrize("options", [{"iterations": 0}, {"context": 1.0}])
+def test_grabcut_takes_a_collapsed_mask_for_empty(disc):
+    image, mask, box = disc
+    filled = mask.sum() / (box[2] - box[0]) / (box[3] - box[1])  # what the cut finds, about
+    for share, source in ((0.5 * filled, "model"), (1.2 * filled, "filled_empty")):
+        (record,) = LABELERS.get("grabcut")(min_fill=share).label(image, box[None])
+        assert record.mask_source == source
+
+
+@pytest.mark.parametrize("options", [{"iterations": 0}, {"context": 1.0}, {"min_fill": 1.0}])
 def test_grabcut_options(options):
     with pytest.raises(ValueError, match="grabcut needs"):
         LABELERS.get("grabcut")(**options)
