@@ -26,6 +26,9 @@ def add_mal_config(cfg: CfgNode) -> None:
     # Decoded images that each loader process keeps; a crop costs far less than its JPEG.
     mal.IMAGE_CACHE = 64
 
+    # Safetensors file with a whole pretrained network, encoder and decoder ("" for none).
+    mal.WEIGHTS = ""
+
     mal.ENCODER = CfgNode()
     # A plain ViT of timm.
     mal.ENCODER.NAME = "vit_base_patch16_224"

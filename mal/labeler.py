@@ -48,8 +48,8 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     # A saved config names the machine it was trained on.
     cfg.MODEL.DEVICE = device
     cfg.merge_from_list(opts)
-    # The checkpoint holds every weight; the pretraining file need not be there any more.
-    cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
+    # The checkpoint holds every weight; the pretraining files need not be there any more.
+    cfg.MODEL.MAL.WEIGHTS = cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
     cfg.freeze()
     return cfg
 

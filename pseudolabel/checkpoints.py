@@ -10,8 +10,13 @@ from torch import nn
 from pseudolabel.errors import DataError
 
 
-def load_strictly(model: nn.Module, path: str | Path) -> None:
+def load_strictly(model: nn.Module, path: str | Path, prefix: str = "") -> None:
     """Loads a training checkpoint; every parameter must be there, and nothing else.
+
+    Args:
+        model: receives the weights in place.
+        path: file of Detectron2's checkpointer, or a bare state dict.
+        prefix: takes only the entries that begin with it, and cuts it off.
 
     Raises:
         DataError: the file is missing, is no safe checkpoint, or does not fit the model.
@@ -23,6 +28,7 @@ def load_strictly(model: nn.Module, path: str | Path) -> None:
     except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError) as error:
         raise DataError(path, f"not a safe checkpoint ({error})", "save it again") from error
     state = content.get("model", content) if isinstance(content, dict) else {}
+    state = {k[len(prefix) :]: value for k, value in state.items() if k.startswith(prefix)}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -18,7 +18,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 import mal.data
-import mal.mask_auto_labeler  # noqa: F401  (registers MaskAutoLabeler)
+import mal.mask_auto_labeler
+import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 from mal.config import add_mal_config
 from pseudolabel.config import add_masksmith_config
 from pseudolabel.loader import seed_everything
