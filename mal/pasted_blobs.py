@@ -120,6 +120,7 @@ def make_exercise(
     height, width = base.shape[:2]
     size = np.array([height, width])
     largest = 0.9 * min(height, width)
+    log_sides = np.log(min(16, largest)), np.log(largest)
 
     def paste(side: float, centre: np.ndarray) -> np.ndarray:
         source = sources[rng.integers(len(sources))]
@@ -128,8 +129,8 @@ def make_exercise(
     for _ in range(ATTEMPTS):
         canvas = base.astype(np.float32)
         for _ in range(rng.integers(0, 3)):
-            paste(np.exp(rng.uniform(np.log(16), np.log(largest))), rng.uniform(0, 1, 2) * size)
-        side = np.exp(rng.uniform(np.log(16), np.log(largest)))
+            paste(np.exp(rng.uniform(*log_sides)), rng.uniform(0, 1, 2) * size)
+        side = np.exp(rng.uniform(*log_sides))
         centre = rng.uniform(0, 1, 2) * size
         mask = paste(side, centre)
         if rng.random() < 0.5:

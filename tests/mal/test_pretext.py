@@ -1,0 +1,106 @@
+"""The self-supervised warm-up: exercises are what they claim, weights survive the round trip."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import mal.pretext  # noqa: F401  (registers the meta-architecture and the pipeline)
+from mal.mask_auto_labeler import MaskAutoLabeler, build_network
+from mal.network import load_network, save_network
+from mal.pasted_blobs import MIN_PIXELS, make_exercise, random_blob
+from pseudolabel.errors import DataError
+from pseudolabel.trainer import Trainer
+from tests.tiny import tiny_config, write_coco
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def images(count, height=60, width=80):
+    return [
+        np.random.default_rng(i).integers(0, 255, (height, width, 3), np.uint8)
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_exercise_box_is_tight_and_the_mask_is_where_the_image_changed(seed):
+    base = np.full((60, 80, 3), 127, np.uint8)
+    bright = [np.full((50, 50, 3), 255, np.uint8)]
+    image, mask, box = make_exercise(np.random.default_rng(seed), base, bright)
+    assert image.shape == base.shape
+    assert mask.sum() >= MIN_PIXELS
+    rows, columns = np.nonzero(mask)
+    assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    changed = np.abs(image.astype(int) - 127).max(-1) > 20
+    assert changed[mask].mean() > 0.95
+
+
+def test_same_seed_same_exercise():
+    base, *sources = images(3)
+    first, second = (make_exercise(np.random.default_rng(4), base, sources) for _ in range(2))
+    assert np.array_equal(first.image, second.image)
+    assert np.array_equal(first.mask, second.mask)
+
+
+def test_blobs_differ_and_leave_background():
+    rng = np.random.default_rng(0)
+    shares = [random_blob(rng, 40).mean() for _ in range(60)]
+    assert np.std(shares) > 0.05
+    assert 0.05 < np.mean(shares) < 0.7
+
+
+def test_image_too_small_for_any_blob_is_an_error():
+    tiny = np.zeros((5, 5, 3), np.uint8)
+    with pytest.raises(RuntimeError, match="no visible blob"):
+        make_exercise(np.random.default_rng(0), tiny, [tiny])
+
+
+def test_warm_up_reads_no_annotation_and_its_export_starts_mal(tmp_path):
+    """Trains on a JSON without any usable annotation, exports, and loads the result into MAL."""
+    json_file = write_coco(tmp_path, masks=False)
+    opts = ["SOLVER.MAX_ITER", 3, "MODEL.MAL.WEIGHTS", ""]
+    cfg = tiny_config("mal/sample_pretext", json_file, tmp_path / "out", opts)
+    cfg.DATASETS.TEST = ()
+    (tmp_path / "out").mkdir()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    (tmp_path / "out/config.yaml").write_text(cfg.dump())
+    command = [sys.executable, str(ROOT / "tools/export_weights.py")]
+    command += ["--config-file", str(tmp_path / "out/config.yaml")]
+    command += ["--weights", str(tmp_path / "out/model_final.pth")]
+    command += ["--output", str(tmp_path / "net.safetensors")]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    cfg = tiny_config("mal/sample", json_file, tmp_path / "mal")
+    cfg.MODEL.MAL.WEIGHTS = str(tmp_path / "net.safetensors")
+    model = MaskAutoLabeler(cfg)
+    expected = trainer.model.student.state_dict()
+    for network in (model.student, model.teacher):
+        for name, value in network.state_dict().items():
+            assert torch.allclose(value, expected[name], rtol=1e-3, atol=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.unlink(), "cannot be read"),  # missing
+        (lambda path: path.write_bytes(b"junk"), "cannot be read"),  # no safetensors file
+        (lambda path: save_file({"x": torch.zeros(1)}, path), "does not fit the network"),
+    ],
+)
+def test_unusable_network_file_is_named(damage, message, tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    cfg.MODEL.MAL.WEIGHTS = ""
+    network = build_network(cfg)
+    path = tmp_path / "net.safetensors"
+    save_network(network, path)
+    load_network(network, path)  # sound until damaged
+    damage(path)
+    with pytest.raises(DataError, match=rf"net\.safetensors.*{message}"):
+        load_network(network, path)
