@@ -110,12 +110,15 @@ class Experiment:
     def plan(self) -> list[list[Stage]]:
         """The stages; those of one inner list run side by side."""
         strip = [self._strip(split) for split in ("train", "val")]
-        yardsticks = [self._label(name, "val") for name in LABELERS if name != "mal"]
-        mal = [self._train_mal(), *yardsticks[:1]]
-        label = [self._label("mal", "val"), self._label("mal", "train")]
-        arms = [self._train_rcnn(arm) for arm in ARMS]
         weights = [self._convert_weights()] if self.pretrained else []
-        return [strip + weights, yardsticks[1:], mal, label, arms]
+        start = [self._evaluate_start()] if config_key(self.mal_config, "WEIGHTS") else []
+        return [
+            strip + weights,
+            [self._label("filled_box", "val"), self._label("ellipse", "val"), *start],
+            [self._train_mal(), self._label("grabcut", "val")],
+            [self._label("mal", "val"), self._label("mal", "train")],
+            [self._train_rcnn(arm) for arm in ARMS],
+        ]
 
     def register(self, train: Path) -> str:
         """The value of DATASETS.REGISTER: `train` as the training set, human masks for val."""
@@ -139,12 +142,23 @@ class Experiment:
         command = ["tools/convert_weights.py", str(self.pretrained), str(output)]
         return Stage("convert_weights", command, [self.pretrained], [output], seconds=5)
 
-    def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
-        run_dir = self.output / name
-        command = ["tools/train_net.py", "--config-file", str(config), "--resume"]
+    def _command(self, config: Path, train: Path, run_dir: Path) -> list[str]:
+        command = ["tools/train_net.py", "--config-file", str(config)]
         command += ["DATASETS.REGISTER", self.register(train)]
         command += ["DATASETS.TRAIN", "('demo_train',)", "DATASETS.TEST", "('demo_val',)"]
-        command += ["OUTPUT_DIR", str(run_dir), "SEED", str(self.seed)]
+        return [*command, "OUTPUT_DIR", str(run_dir), "SEED", str(self.seed)]
+
+    def _evaluate_start(self) -> Stage:
+        run_dir, boxes = self.output / "start", self.boxes("train")
+        command = self._command(self.mal_config, boxes, run_dir)
+        command.insert(1, "--eval-only")
+        output = run_dir / "inference/demo_val/mask_iou.json"
+        return Stage("evaluate_start", command, [boxes, self.mal_config], [output], seconds=12)
+
+    def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
+        run_dir = self.output / name
+        command = self._command(config, train, run_dir)
+        command.insert(1, "--resume")
         if self.pretrained and name != "mal":
             command += ["MODEL.WEIGHTS", str(self.output / "resnet50.pth")]
         return Stage(
@@ -154,7 +168,7 @@ class Experiment:
             [run_dir / "model_final.pth"],
             seconds=seconds,
             run_dir=run_dir,
-            max_iter=max_iter(config),
+            max_iter=config_key(config, "MAX_ITER", "SOLVER"),
         )
 
     def _train_mal(self) -> Stage:
@@ -177,11 +191,14 @@ class Experiment:
         return Stage(f"label_{labeler}_{split}", command, inputs, [output], seconds=20)
 
 
-def max_iter(config: Path) -> int:
-    """SOLVER.MAX_ITER of a config file, bases included."""
+def config_key(config: Path, key: str, *section: str):
+    """A key of a config file, bases included; None where no file sets it."""
     from fvcore.common.config import CfgNode
 
-    return CfgNode.load_yaml_with_base(str(config))["SOLVER"]["MAX_ITER"]
+    node = CfgNode.load_yaml_with_base(str(config))
+    for name in section or ("MODEL", "MAL"):
+        node = node.get(name, {})
+    return node.get(key)
 
 
 def main() -> int:

@@ -96,8 +96,7 @@ class Runner:
 
     def _run_group(self, index: int, stages: list[Stage]) -> None:
         begin = time.monotonic()
-        threads = max(1, (os.cpu_count() or 1) // len(stages))
-        jobs = {stage.name: self._start(stage, threads) for stage in stages}
+        jobs = {stage.name: self._start(stage) for stage in stages}
         later = sum(max(s.seconds for s in group) for group in self.groups[index + 1 :])
         label = f"[{index + 1}/{len(self.groups)}] {' + '.join(stage.name for stage in stages)}"
         last_line = 0.0
@@ -118,11 +117,12 @@ class Runner:
         share = f"{100 * done:.0f} %, " if done else ""
         return f"{share}about {clock(left)} left here, {clock(left + later * self._pace)} in all"
 
-    def _start(self, stage: Stage, threads: int) -> subprocess.Popen:
+    def _start(self, stage: Stage) -> subprocess.Popen:
         log = (self.output / "logs" / f"{stage.name}.log").open("w")
         environment = {
             **os.environ,
-            "OMP_NUM_THREADS": str(threads),
+            # Sums depend on the number of threads; with one, a seed gives the same run anywhere.
+            "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "PYTHONUNBUFFERED": "1",
         }
