@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -42,6 +43,19 @@ class Stage:
         for path in self.inputs:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
+
+    def keep_or_clear_run(self) -> None:
+        """Empties `run_dir` unless it was begun by this very command on these very inputs.
+
+        The commands resume; without this, a run on changed labels would resume the old one.
+        """
+        if self.run_dir is None:
+            return
+        mark = self.run_dir / "begun_by"
+        if not mark.exists() or mark.read_text() != self.fingerprint():
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            self.run_dir.mkdir(parents=True)
+            mark.write_text(self.fingerprint())
 
     def progress(self) -> float:
         """Share of a training run that is done, from its metrics file; 0 if unknown."""
@@ -118,6 +132,7 @@ class Runner:
         return f"{share}about {clock(left)} left here, {clock(left + later * self._pace)} in all"
 
     def _start(self, stage: Stage) -> subprocess.Popen:
+        stage.keep_or_clear_run()
         log = (self.output / "logs" / f"{stage.name}.log").open("w")
         environment = {
             **os.environ,

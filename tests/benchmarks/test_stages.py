@@ -1,4 +1,4 @@
-"""The stage runner: real subprocesses, skipped when nothing has changed, errors that name the log."""
+"""The stage runner: real subprocesses, skipped when nothing changed, errors that name the log."""
 
 import json
 
@@ -60,3 +60,16 @@ def test_progress_is_read_from_the_metrics_of_a_run(tmp_path):
     lines = [{"iteration": 19}, {"iteration": 49, "total_loss": 1.0}]
     (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, lines)) + "\n")
     assert stage.progress() == pytest.approx(49 / 200)
+
+
+def test_a_run_is_resumed_on_the_same_inputs_and_begun_anew_on_others(tmp_path):
+    labels, run_dir = tmp_path / "labels.json", tmp_path / "run"
+    labels.write_text("1")
+    stage = Stage("train", ["-c", "pass"], [labels], run_dir=run_dir)
+    stage.keep_or_clear_run()
+    (run_dir / "checkpoint").touch()
+    stage.keep_or_clear_run()
+    assert (run_dir / "checkpoint").exists()
+    labels.write_text("2")
+    stage.keep_or_clear_run()
+    assert not (run_dir / "checkpoint").exists()
