@@ -119,17 +119,24 @@ class Runner:
             elapsed = time.monotonic() - begin
             if elapsed - last_line >= 10:
                 last_line = elapsed
-                say(f"{label}: {self._state(stages, elapsed, later)}")
+                running = [stage for stage in stages if jobs[stage.name].poll() is None]
+                say(f"{label}: {self._state(running or stages, elapsed, later)}")
         for stage in stages:
             self._finish(stage, jobs[stage.name].returncode, time.monotonic() - begin)
         say(f"{label}: done in {clock(time.monotonic() - begin)}")
 
-    def _state(self, stages: list[Stage], elapsed: float, later: float) -> str:
-        done = min(stage.progress() for stage in stages)
-        expected = max(stage.seconds for stage in stages) * self._pace
-        left = elapsed * (1 - done) / done if done > 0.1 else max(expected - elapsed, 1.0)
+    def _state(self, running: list[Stage], elapsed: float, later: float) -> str:
+        """Share done and time left of the slowest stage, and time left in all."""
+        estimates = [(self._left(stage, elapsed), stage.progress()) for stage in running]
+        left, done = max(estimates)
         share = f"{100 * done:.0f} %, " if done else ""
         return f"{share}about {clock(left)} left here, {clock(left + later * self._pace)} in all"
+
+    def _left(self, stage: Stage, elapsed: float) -> float:
+        done = stage.progress()
+        if done > 0.05:
+            return elapsed * (1 - done) / done
+        return max(stage.seconds * self._pace - elapsed, 1.0)
 
     def _start(self, stage: Stage) -> subprocess.Popen:
         stage.keep_or_clear_run()
