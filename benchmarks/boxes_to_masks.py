@@ -15,13 +15,15 @@ import os
 import sys
 from pathlib import Path
 
+import yaml
+from fvcore.common.config import CfgNode
 from overlays import write_page
 from results import collect, record
 from stages import ROOT, Runner, Stage, StageError, say
 from tables import experiment_table
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import write_json
+from pseudolabel.files import expand_path, write_json
 
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
 ARMS = ("mal", "human")
@@ -153,18 +155,21 @@ class Experiment:
         command = self._command(self.mal_config, boxes, run_dir)
         command.insert(1, "--eval-only")
         output = run_dir / "inference/demo_val/mask_iou.json"
-        return Stage("evaluate_start", command, [boxes, self.mal_config], [output], seconds=12)
+        inputs = [boxes, self.splits["val"][0], *config_files(self.mal_config)]
+        return Stage("evaluate_start", command, inputs, [output], seconds=12)
 
     def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
         run_dir = self.output / name
         command = self._command(config, train, run_dir)
         command.insert(1, "--resume")
+        inputs = [train, self.splits["val"][0], *config_files(config)]
         if self.pretrained and name != "mal":
             command += ["MODEL.WEIGHTS", str(self.output / "resnet50.pth")]
+            inputs.append(self.pretrained)
         return Stage(
             f"train_{name}",
             command,
-            [train, config],
+            inputs,
             [run_dir / "model_final.pth"],
             seconds=seconds,
             run_dir=run_dir,
@@ -191,10 +196,17 @@ class Experiment:
         return Stage(f"label_{labeler}_{split}", command, inputs, [output], seconds=20)
 
 
+def config_files(config: Path) -> list[Path]:
+    """A config, the bases below it, and the weights that it starts from: what decides its run."""
+    base = yaml.safe_load(config.read_text()).get("_BASE_")
+    files = [config, *(config_files(config.parent / base) if base else [])]
+    mal = config_key(config, "MAL", "MODEL") or {}
+    weights = [mal.get("WEIGHTS"), mal.get("ENCODER", {}).get("WEIGHTS")]
+    return list(dict.fromkeys(files + [ROOT / expand_path(path) for path in weights if path]))
+
+
 def config_key(config: Path, key: str, *section: str):
     """A key of a config file, bases included; None where no file sets it."""
-    from fvcore.common.config import CfgNode
-
     node = CfgNode.load_yaml_with_base(str(config))
     for name in section or ("MODEL", "MAL"):
         node = node.get(name, {})
@@ -214,6 +226,9 @@ def main() -> int:
         # The page shows the table of this file.
         write_json(experiment.output / "result.json", result, indent=1)
         page = write_page(experiment, LABELERS)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one ended", file=sys.stderr)
+        return 130
     except (StageError, DataError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-POLL_SECONDS = 2.0
+POLL_SECONDS = 0.5
+LINE_SECONDS = 10.0
 
 
 @dataclass
@@ -114,13 +115,19 @@ class Runner:
         later = sum(max(s.seconds for s in group) for group in self.groups[index + 1 :])
         label = f"[{index + 1}/{len(self.groups)}] {' + '.join(stage.name for stage in stages)}"
         last_line = 0.0
-        while any(job.poll() is None for job in jobs.values()):
-            time.sleep(POLL_SECONDS / 4 if stages[0].seconds < 10 else POLL_SECONDS)
-            elapsed = time.monotonic() - begin
-            if elapsed - last_line >= 10:
-                last_line = elapsed
-                running = [stage for stage in stages if jobs[stage.name].poll() is None]
-                say(f"{label}: {self._state(running or stages, elapsed, later)}")
+        try:
+            while running := [stage for stage in stages if jobs[stage.name].poll() is None]:
+                elapsed = time.monotonic() - begin
+                if elapsed - last_line >= LINE_SECONDS:
+                    last_line = elapsed
+                    say(f"{label}: {self._state(running, elapsed, later)}")
+                time.sleep(POLL_SECONDS)
+        finally:
+            # Ctrl-C or an error here must not leave training runs behind.
+            for job in jobs.values():
+                if job.poll() is None:
+                    job.terminate()
+                    job.wait()
         for stage in stages:
             self._finish(stage, jobs[stage.name].returncode, time.monotonic() - begin)
         say(f"{label}: done in {clock(time.monotonic() - begin)}")
