@@ -6,11 +6,23 @@ from detectron2.config import CfgNode
 def add_mal_config(cfg: CfgNode) -> None:
     """Adds `MODEL.MAL.*` in place. Defaults are the paper's, but for MIN_AREA and THRESHOLDS."""
     mal = cfg.MODEL.MAL = CfgNode()
+    _add_sample_keys(mal)
+    _add_network_keys(mal)
+    _add_loss_keys(mal)
 
+    mal.TEST = CfgNode()
+    # Which network labels: "student" or "teacher". Evaluation reports both.
+    mal.TEST.NETWORK = "student"
+    # Mask threshold for boxes < 32^2, < 96^2 and the rest (paper: .1).
+    mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
+    # Crops per forward pass.
+    mal.TEST.BATCH_SIZE = 16
+
+
+def _add_sample_keys(mal: CfgNode) -> None:
+    """What a sample is: which boxes, and how they are cropped."""
     # Side of the square network input in pixels; the box's crop is resized to it.
     mal.CROP_SIZE = 512
-    # Side of the mask logits on which the losses work.
-    mal.MAP_SIZE = 128
     # theta: expansion budget of a training crop, as a fraction of the half box, split by two sides.
     mal.MARGIN = 1.2
     # The two opposite sides share the budget (the released code); False draws each side alone.
@@ -26,6 +38,9 @@ def add_mal_config(cfg: CfgNode) -> None:
     # Decoded images that each loader process keeps; a crop costs far less than its JPEG.
     mal.IMAGE_CACHE = 64
 
+
+def _add_network_keys(mal: CfgNode) -> None:
+    """Encoder and decoder of student and teacher."""
     # Safetensors file with a whole pretrained network, encoder and decoder ("" for none).
     mal.WEIGHTS = ""
 
@@ -52,7 +67,12 @@ def add_mal_config(cfg: CfgNode) -> None:
     # Resize of the features for boxes < 32^2, < 96^2 and the rest; equal values: no size bins.
     mal.DECODER.SCALES = (0.5, 1.0, 2.0)
     mal.DECODER.UPSAMPLE = 2.0
+    # Side of the mask logits on which the losses work.
+    mal.MAP_SIZE = 128
 
+
+def _add_loss_keys(mal: CfgNode) -> None:
+    """Losses, mean field and teacher."""
     # alpha_mil, alpha_crf: loss weights; iterations over which each rises linearly from 0.
     mal.MIL_WEIGHT = 4.0
     mal.MIL_WARMUP = 1000
@@ -72,11 +92,3 @@ def add_mal_config(cfg: CfgNode) -> None:
 
     # m: EMA momentum of the teacher.
     mal.TEACHER_MOMENTUM = 0.996
-
-    mal.TEST = CfgNode()
-    # Which network labels: "student" or "teacher". Evaluation reports both.
-    mal.TEST.NETWORK = "student"
-    # Mask threshold for boxes < 32^2, < 96^2 and the rest (paper: .1).
-    mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
-    # Crops per forward pass.
-    mal.TEST.BATCH_SIZE = 16

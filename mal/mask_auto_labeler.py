@@ -138,6 +138,12 @@ class MaskAutoLabeler(nn.Module):
             "loss_crf": self.crf_weight * crf_rise * dice_loss(student_prob, target),
         }
 
+    def train(self, mode: bool = True) -> "MaskAutoLabeler":
+        """The teacher stays in evaluation mode: stochastic depth would make its target noisy."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
     def update_teacher(self) -> None:
         """One EMA step; the trainer calls it after every optimizer step."""
         update_ema(self.teacher, self.student, self.momentum)
