@@ -172,7 +172,7 @@ def test_label_command_with_a_trained_checkpoint(cfg, model, tmp_path):
     assert [a["id"] for a in labels["annotations"]] == [a["id"] for a in truth["annotations"]]
     assert all(0 <= a["agreement"] <= 1 for a in labels["annotations"])
     manifest = json.loads((tmp_path / "labels.manifest.json").read_text())
-    assert manifest["labeler"]["network"] == "student"
+    assert manifest["labeler"]["network"] == cfg.MODEL.MAL.TEST.NETWORK == "teacher"
     assert len(manifest["labeler"]["weights_sha256"]) == 64
 
 
