@@ -1,6 +1,7 @@
 """`DATASETS.REGISTER`: any COCO JSON becomes a Detectron2 data set, without code."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -10,7 +11,11 @@ from detectron2.data.datasets import load_coco_json
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, guarded_join, read_json
 
+logger = logging.getLogger(__name__)
+
 REQUIRED_KEYS = ("name", "json", "image_root")
+IMAGE_KEYS = ("id", "file_name", "height", "width")
+ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox")
 # Kept in the dataset dicts beside Detectron2's own keys; stock mappers ignore them.
 EXTRA_ANNOTATION_KEYS = ["id", "score", "quality", "mask_source"]
 
@@ -20,13 +25,14 @@ def register_datasets(cfg: CfgNode) -> list[str]:
 
     An entry is a mapping with `name`, `json` (path), `image_root` (path) and optionally `format`
     ("coco"). Registering the same entry twice is harmless; the same name for other files is an
-    error. `MODEL.ROI_HEADS.NUM_CLASSES` 0 becomes the class count of the training set.
+    error. With the stock pipeline, whose models have class heads, all data sets must have the same
+    list of classes, and `MODEL.ROI_HEADS.NUM_CLASSES` 0 becomes its length.
 
     Returns:
         The names, in the order of the config.
 
     Raises:
-        DataError: a key is missing, a file does not exist, or a name is taken.
+        DataError: a key is missing, a file does not exist, a name is taken, or class lists differ.
     """
     names = [_register(entry) for entry in cfg.DATASETS.REGISTER]
     _settle_num_classes(cfg)
@@ -79,34 +85,85 @@ def read_categories(json_file: str | Path) -> list[dict]:
 
 
 def _load(json_file: str, image_root: str, name: str) -> list[dict]:
-    for image in read_json(json_file).get("images", []):
-        guarded_join(image_root, image["file_name"], source=json_file)
-    return load_coco_json(json_file, image_root, name, EXTRA_ANNOTATION_KEYS)
+    """Dataset dicts of a JSON; images of status "rejected" are left out, with their count logged.
+
+    Raises:
+        DataError: an image or annotation lacks a key that every loader needs, or a `file_name`
+            leaves the image folder.
+    """
+    data = read_json(json_file)
+    rejected = set()
+    for index, image in enumerate(data.get("images", [])):
+        _require_keys(json_file, "image", index, image, IMAGE_KEYS)
+        if image.get("status") == "rejected":
+            rejected.add(image["id"])
+        else:
+            guarded_join(image_root, image["file_name"], source=json_file)
+    for index, annotation in enumerate(data.get("annotations", [])):
+        _require_keys(json_file, "annotation", index, annotation, ANNOTATION_KEYS)
+    records = load_coco_json(json_file, image_root, name, EXTRA_ANNOTATION_KEYS)
+    if not rejected:
+        return records
+    kept = [record for record in records if record["image_id"] not in rejected]
+    logger.warning(
+        "%s: left out %d of %d images, whose status is 'rejected'; the reasons stand in the "
+        "rejects file of the label job",
+        *(json_file, len(records) - len(kept), len(records)),
+    )
+    return kept
+
+
+def _require_keys(json_file: str, kind: str, index: int, entry: dict, keys: Sequence[str]) -> None:
+    missing = [key for key in keys if entry.get(key) in (None, "", [])]
+    if missing:
+        record = f"{kind} at position {index}" if "id" in missing else f"{kind} {entry['id']}"
+        raise DataError(
+            json_file, f"has no {', '.join(missing)}", "add it, or drop the record", record
+        )
 
 
 def _settle_num_classes(cfg: CfgNode) -> None:
-    """Counts the classes where the config leaves them open; refuses a number that is wrong."""
+    """Counts the classes where the config leaves them open; refuses class lists that differ.
+
+    Predictions of a model with class heads are numbers: the same number must be the same class in
+    every data set. A class-agnostic model (any pipeline but the stock one) may mix class lists.
+    """
+    if cfg.INPUT.PIPELINE != "StockPipeline":
+        return
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
-    counts = {
-        name: len(classes)
+    lists = {
+        name: list(classes)
         for name in names
         if (classes := MetadataCatalog.get(name).get("thing_classes"))
     }
-    if not counts:
+    if not lists:
         return
-    name, count = next(iter(counts.items()))
-    if len(set(counts.values())) > 1:
-        raise DataError("DATASETS", f"class counts differ: {counts}", "use one class list")
+    first, classes = next(iter(lists.items()))
+    for name, others in lists.items():
+        if others != classes:
+            raise DataError(
+                "DATASETS",
+                f"the class lists of {first} and {name} differ: {_difference(classes, others)}",
+                "give both the same categories, with the same ids",
+            )
     frozen = cfg.is_frozen()
     cfg.defrost()
     stated = cfg.MODEL.ROI_HEADS.NUM_CLASSES
     if stated == 0:
-        cfg.MODEL.ROI_HEADS.NUM_CLASSES = count
-    elif stated != count:
+        cfg.MODEL.ROI_HEADS.NUM_CLASSES = len(classes)
+    elif stated != len(classes):
         raise DataError(
             "MODEL.ROI_HEADS.NUM_CLASSES",
-            f"is {stated}, but {name} has {count} classes",
+            f"is {stated}, but {first} has {len(classes)} classes",
             "set it to 0 to read it from the data set",
         )
     if frozen:
         cfg.freeze()
+
+
+def _difference(one: list[str], other: list[str]) -> str:
+    """What tells two class lists apart, in a few words (LVIS has 1203 classes)."""
+    for index, (left, right) in enumerate(zip(one, other)):
+        if left != right:
+            return f"class {index} is {left!r} and {right!r}"
+    return f"{len(one)} and {len(other)} classes"

@@ -108,3 +108,85 @@ def test_json_without_categories_is_refused(tmp_path):
     write_coco(tmp_path, categories=())
     with pytest.raises(DataError, match="has no categories"):
         register_datasets(config(entry(tmp_path)))
+
+
+NUTS, SWAPPED, MORE = (
+    ((9, "bolt"), (4, "nut")),
+    ((4, "bolt"), (9, "nut")),
+    ((4, "nut"), (9, "bolt"), (10, "washer")),
+)
+
+
+@pytest.mark.parametrize(
+    ("val", "pipeline", "message"),
+    [
+        (NUTS, "StockPipeline", None),  # the same classes
+        (SWAPPED, "StockPipeline", r"class 0 is 'nut' and 'bolt'"),  # the same count, other order
+        (MORE, "StockPipeline", "2 and 3 classes"),
+        (SWAPPED, "BoxCropPipeline", None),  # class-agnostic: no class heads to mix up
+        (MORE, "PastedBlobPipeline", None),
+    ],
+)
+def test_class_lists_of_train_and_val_must_agree(val, pipeline, message, tmp_path):
+    entries = []
+    for part, categories in (("train", NUTS), ("val", val)):
+        folder = tmp_path / part
+        folder.mkdir()
+        write_coco(folder, categories=categories)
+        entries.append(entry(folder))
+    cfg = config(entries[0])
+    cfg.DATASETS.REGISTER = entries
+    cfg.DATASETS.TEST = (entries[1]["name"],)
+    cfg.INPUT.PIPELINE = pipeline
+    if message is None:
+        assert len(register_datasets(cfg)) == 2
+        return
+    with pytest.raises(DataError, match=message) as error:
+        register_datasets(cfg)
+    assert all(one["name"] in str(error.value) for one in entries)
+
+
+@pytest.mark.parametrize("damage", ["absent", "null"])
+@pytest.mark.parametrize(
+    ("kind", "key", "where"),
+    [
+        ("images", "id", "image at position 0"),
+        ("images", "file_name", "image 1"),
+        ("images", "height", "image 1"),
+        ("images", "width", "image 1"),
+        ("annotations", "bbox", "annotation 5"),
+        ("annotations", "id", "annotation at position 0"),
+        ("annotations", "image_id", "annotation 5"),
+        ("annotations", "category_id", "annotation 5"),
+    ],
+)
+def test_record_without_a_needed_key_is_named(kind, key, where, damage, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data[kind][0][key] = None
+    if damage == "absent":
+        del data[kind][0][key]
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path)
+    register_datasets(config(one))
+    with pytest.raises(DataError, match=rf"boxes\.json \({where}\): has no {key}\. Remedy"):
+        DatasetCatalog.get(one["name"])
+
+
+def test_rejected_images_are_left_out_and_counted(tmp_path, caplog):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    size = {"width": 20, "height": 10}
+    data["images"] += [
+        {"id": 2, "file_name": "gone.png", "status": "rejected", **size},
+        {"id": 3, "file_name": "1.png", "status": "empty", **size},  # negatives are data
+        {"id": 4, "file_name": "../x.png", "status": "rejected", **size},  # rejected for its path
+    ]
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path)
+    register_datasets(config(one))
+    assert [record["image_id"] for record in DatasetCatalog.get(one["name"])] == [1, 3]
+    (message,) = [r.getMessage() for r in caplog.records if "rejected" in r.getMessage()]
+    assert "left out 2 of 4 images" in message
