@@ -1,7 +1,7 @@
 """MAL's data: a training sample is one box, a test sample is one image with all its boxes."""
 
 import logging
-from functools import lru_cache
+from collections import Counter
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_crop
 from mal.views import student_view
 from pseudolabel.errors import DataError
+from pseudolabel.evaluation import MaskIoUEvaluator
 from pseudolabel.files import read_image
+from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
-from pseudolabel.mask_iou import MaskIoUEvaluator
+from pseudolabel.mask_iou import TrueMasks
 from pseudolabel.masks import clip_box
 from pseudolabel.pipeline import PIPELINES, build_train_loader
+from pseudolabel.store import box_problem
 
 logger = logging.getLogger(__name__)
 
@@ -26,40 +29,64 @@ logger = logging.getLogger(__name__)
 EXCLUDED_WARNING = 0.05
 
 
+# Left-out boxes that a warning names; it counts the rest.
+NAMED = 10
+
+
+def usable_box(annotation: dict, height: int, width: int) -> tuple[np.ndarray | None, str]:
+    """The box of a Detectron2 annotation in XYXY (4,), or None and the reason against it."""
+    bbox, mode = annotation["bbox"], BoxMode(annotation["bbox_mode"])
+    # A malformed box is in the files' own mode, which is not converted here.
+    if mode != BoxMode.XYWH_ABS:
+        bbox = BoxMode.convert(bbox, mode, BoxMode.XYWH_ABS)
+    bbox = np.asarray(bbox).tolist() if isinstance(bbox, tuple | np.ndarray) else bbox
+    problem = box_problem({"bbox": bbox}, height, width)
+    if problem:
+        return None, problem
+    return np.asarray(BoxMode.convert(bbox, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS), np.float64), ""
+
+
 def box_records(
     dataset_dicts: list[dict], min_area: float = 0.0, max_area: float = 1e10
 ) -> list[dict]:
-    """One record per box that MAL trains on.
+    """One record per box that MAL trains on, clipped to its image.
 
-    Crowds are left out, as are boxes without extent and boxes outside (min_area, max_area) square
-    pixels; the counts are logged, with a warning when more than 5 % of the boxes are left out.
+    Crowds are left out, as are boxes that cannot be labelled (`box_problem`) and boxes whose part
+    inside the image is not in (min_area, max_area) square pixels; the counts are logged by reason,
+    with a warning when more than 5 % of the boxes are left out.
 
     Returns:
         Dicts with file_name, image_id, height, width, annotation_id and box (XYXY, absolute).
     """
-    kept, crowds, degenerate, filtered = [], 0, 0, 0
+    kept, left_out, crowds = [], Counter(), 0
     for image in dataset_dicts:
+        size = image["height"], image["width"]
         for annotation in image["annotations"]:
-            box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-            width, height = box[2] - box[0], box[3] - box[1]
             if annotation.get("iscrowd", 0):
                 crowds += 1
-            elif not (width > 0 and height > 0):
-                degenerate += 1
-            elif not min_area < width * height < max_area:
-                filtered += 1
-            else:
-                record = {k: image[k] for k in ("file_name", "image_id", "height", "width")}
-                kept.append({**record, "annotation_id": annotation.get("id"), "box": tuple(box)})
-    total = len(kept) + degenerate + filtered
-    level = logging.WARNING if total - len(kept) > EXCLUDED_WARNING * total else logging.INFO
+                continue
+            box, problem = usable_box(annotation, *size)
+            if box is None:
+                left_out[problem] += 1
+                continue
+            x0, y0, x1, y1 = box = clip_box(box, *size).tolist()
+            if not min_area < (x1 - x0) * (y1 - y0) < max_area:
+                left_out[f"outside the area limits ({min_area:g}, {max_area:g})"] += 1
+                continue
+            record = {k: image[k] for k in ("file_name", "image_id", "height", "width")}
+            kept.append({**record, "annotation_id": annotation.get("id"), "box": tuple(box)})
+    total = len(kept) + left_out.total()
+    level = logging.WARNING if left_out.total() > EXCLUDED_WARNING * total else logging.INFO
     logger.log(
         level,
-        "MAL trains on %d of %d boxes; left out: %d outside the area limits (%g, %g), "
-        "%d without extent; %d crowds stand apart",
-        *(len(kept), total, filtered, min_area, max_area, degenerate, crowds),
+        "MAL trains on %d of %d boxes; left out: %s; %d crowds stand apart",
+        *(len(kept), total, _listed(left_out), crowds),
     )
     return kept
+
+
+def _listed(counts: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
 
 
 class BoxCropMapper:
@@ -75,7 +102,7 @@ class BoxCropMapper:
     ):
         self.crop_size, self.margin, self.gated = crop_size, margin, gated
         self.inclusive = inclusive
-        self._read = lru_cache(maxsize=cache)(read_image)
+        self._read = ImageCache(cache)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
@@ -93,7 +120,7 @@ class BoxCropMapper:
         height, width = check_size(image, record)
         # The loader seeds numpy's global generator for this sample.
         rng = np.random.default_rng(np.random.randint(2**31))
-        box = clip_box(record["box"], height, width)
+        box = np.asarray(record["box"])
         window = train_window(box, rng, self.margin, self.gated)
         crop = resize_image(wrap_crop(image, window), self.crop_size)
         inside = wrap_crop(box_mask(box, height, width, self.inclusive), window)
@@ -130,10 +157,35 @@ def check_size(image: np.ndarray, record: dict) -> tuple[int, int]:
 
 
 class ImageBoxes(Dataset):
-    """Test samples: image (uint8, H x W x 3, RGB), boxes (N x 4 float64, XYXY), annotation_ids."""
+    """Test samples: image (uint8, H x W x 3, RGB), boxes (N x 4 float64, XYXY), annotation_ids.
+
+    Crowds are left out, and so are boxes that cannot be labelled (`box_problem`), with a warning
+    that names them.
+    """
 
     def __init__(self, dataset_dicts: list[dict]):
-        self.records = dataset_dicts
+        self.records, unusable = [], []
+        for image in dataset_dicts:
+            keys, boxes = [], []
+            for annotation in image["annotations"]:
+                if annotation.get("iscrowd", 0):
+                    continue
+                key = annotation.get("id")
+                box, problem = usable_box(annotation, image["height"], image["width"])
+                if box is None:
+                    unusable.append(f"annotation {key} of {image['file_name']}: {problem}")
+                else:
+                    keys.append(key)
+                    boxes.append(box)
+            record = {k: image[k] for k in ("file_name", "image_id", "height", "width")}
+            boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+            self.records.append({**record, "boxes": boxes, "annotation_ids": keys})
+        if unusable:
+            more = f"; and {len(unusable) - NAMED} more" if len(unusable) > NAMED else ""
+            logger.warning(
+                "%d boxes are left out of the evaluation; correct them in the JSON: %s%s",
+                *(len(unusable), "; ".join(unusable[:NAMED]), more),
+            )
 
     def __len__(self) -> int:
         return len(self.records)
@@ -142,19 +194,17 @@ class ImageBoxes(Dataset):
         record = self.records[index]
         image = read_image(record["file_name"])
         check_size(image, record)
-        annotations = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
-        boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annotations]
-        return {
-            **{k: record[k] for k in ("file_name", "image_id", "height", "width")},
-            "image": image,
-            "boxes": np.asarray(boxes, dtype=np.float64).reshape(-1, 4),
-            "annotation_ids": [a.get("id") for a in annotations],
-        }
+        return {**record, "image": image}
 
 
 @PIPELINES.register()
 class BoxCropPipeline:
     """Training on crops of single boxes; evaluation of mask IoU from the true boxes."""
+
+    def check_evaluation(self, cfg: CfgNode) -> None:
+        """Refuses test sets without human masks, before a run that could not be evaluated."""
+        for name in cfg.DATASETS.TEST:
+            TrueMasks(MetadataCatalog.get(name).json_file).require_masks()
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
         dicts = [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)]

@@ -4,8 +4,6 @@ An extension of this project, not part of the paper, for machines without pretra
 reads images alone; annotations are never looked at.
 """
 
-from functools import lru_cache
-
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
@@ -20,7 +18,7 @@ from mal.dice import dice_loss
 from mal.mask_auto_labeler import build_network
 from mal.pasted_blobs import make_exercise
 from mal.views import student_view
-from pseudolabel.files import read_image
+from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.pipeline import PIPELINES, build_train_loader
 
@@ -89,7 +87,7 @@ class ExerciseMapper:
     ):
         self.file_names, self.crop_size = file_names, crop_size
         self.margin, self.gated = margin, gated
-        self._read = lru_cache(maxsize=cache)(read_image)
+        self._read = ImageCache(cache)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, file_names: list[str]) -> dict:

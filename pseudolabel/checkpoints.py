@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -35,3 +36,23 @@ def load_strictly(model: nn.Module, path: str | Path, prefix: str = "") -> None:
         raise DataError(
             path, f"does not fit the model ({error})", "use the config of its own training run"
         ) from error
+
+
+def refuse_missing(path: str | Path, model: nn.Module, missing: Collection[str]) -> None:
+    """Refuses a checkpoint that leaves a part of the model as initialised.
+
+    Args:
+        path: of the checkpoint, for the message.
+        model: which has been loaded.
+        missing: names of its state that the checkpoint lacks, or has in another shape.
+
+    Raises:
+        DataError: `missing` is not empty.
+    """
+    if missing:
+        raise DataError(
+            path,
+            f"{len(missing)} of the model's {len(model.state_dict())} weights are not in it, or "
+            f"in another shape, first {min(missing)}",
+            "give the config of its own training run",
+        )

@@ -3,20 +3,14 @@
 Crowds are left out. Sizes are those of the box, in square pixels, in half-open bins.
 """
 
-import logging
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils import comm
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import read_json, write_json
+from pseudolabel.files import read_json
 from pseudolabel.masks import SIZE_BINS, decode_segmentation, mask_iou, size_bin
-
-logger = logging.getLogger(__name__)
 
 
 def summarize_ious(rows: Iterable[tuple[float, float, int]]) -> dict[str, float]:
@@ -61,6 +55,21 @@ class TrueMasks:
         self.json_file = json_file
         self.sizes = {i["id"]: (i["height"], i["width"]) for i in data["images"]}
         self.annotations = {a["id"]: a for a in data["annotations"] if not a.get("iscrowd", 0)}
+
+    def require_masks(self) -> None:
+        """Refuses a file in which an annotation, other than a crowd, has no mask.
+
+        Raises:
+            DataError: naming the first such annotation.
+        """
+        bare = [key for key, a in self.annotations.items() if not a.get("segmentation")]
+        if bare:
+            raise DataError(
+                self.json_file,
+                f"{len(bare)} of {len(self.annotations)} annotations have no mask to compare with",
+                "give human masks for DATASETS.TEST or set it to ()",
+                f"annotation {bare[0]}",
+            )
 
     def compare(self, annotation_id: int, segmentation: dict) -> tuple[float, float, int]:
         """(IoU, box area, category id) of one predicted mask.
@@ -108,48 +117,3 @@ def score_label_file(label_file: str | Path, truth_file: str | Path) -> dict[str
     return summarize_ious(
         truth.compare(key, label["segmentation"]) for key, label in sorted(labels.items())
     )
-
-
-class MaskIoUEvaluator(DatasetEvaluator):
-    """Mask IoU of a model's networks, each under its own name (`student/mIoU`, `teacher/mIoU`).
-
-    Expects of the model, per image, {network name: [MaskRecord, ...]} in the order of the input's
-    `annotation_ids`.
-
-    Args:
-        json_file: COCO JSON with human masks.
-        output_dir: gets `mask_iou.json`; None writes nothing.
-    """
-
-    def __init__(self, json_file: str, output_dir: str | None = None):
-        self.truth = TrueMasks(json_file)
-        self.output_dir = output_dir
-        self.reset()
-
-    def reset(self) -> None:
-        self._rows: dict[str, dict[int, tuple]] = {}
-
-    def process(self, inputs: list[dict], outputs: list[Mapping]) -> None:
-        for sample, output in zip(inputs, outputs, strict=True):
-            for network, records in output.items():
-                rows = self._rows.setdefault(network, {})
-                for key, record in zip(sample["annotation_ids"], records, strict=True):
-                    rows[key] = self.truth.compare(key, record.segmentation)
-
-    def evaluate(self) -> dict | None:
-        """OrderedDict of {network: {metric: value}}; None but on the main process."""
-        parts = comm.gather(self._rows)
-        if not comm.is_main_process():
-            return None
-        results = OrderedDict()
-        for network in sorted({name for part in parts for name in part}):
-            rows = {k: v for part in parts for k, v in part.get(network, {}).items()}
-            results[network] = summarize_ious(rows[key] for key in sorted(rows))
-            logger.info("mask IoU from true boxes, %s: %s", network, results[network])
-        if self.output_dir:
-            plain = {
-                network: {k: None if v != v else v for k, v in table.items()}
-                for network, table in results.items()
-            }
-            write_json(Path(self.output_dir, "mask_iou.json"), plain, indent=1)
-        return results

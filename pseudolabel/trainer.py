@@ -20,8 +20,23 @@ from pseudolabel.pipeline import build_pipeline
 logger = logging.getLogger(__name__)
 
 
+def check_evaluation(cfg: CfgNode) -> None:
+    """Lets the pipeline refuse test sets that it could not evaluate on; costs seconds, not a run.
+
+    Raises:
+        DataError: naming the file and the remedy.
+    """
+    check = getattr(build_pipeline(cfg), "check_evaluation", None)
+    if check is not None:
+        check(cfg)
+
+
 class Trainer(DefaultTrainer):
     """Runs every config. A method is a meta-architecture and a pipeline, never a trainer."""
+
+    def __init__(self, cfg: CfgNode):
+        check_evaluation(cfg)
+        super().__init__(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -55,6 +70,20 @@ class Trainer(DefaultTrainer):
         )
         return optimizer
 
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        """Detectron2's, also for a run that would end within its warm-up."""
+        if cfg.SOLVER.RESCALE_INTERVAL and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
+            # There is nothing to squeeze the schedule proper into; it would divide by zero.
+            cfg = cfg.clone()
+            cfg.defrost()
+            stated, cfg.SOLVER.WARMUP_ITERS = cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.MAX_ITER - 1
+            logger.warning(
+                "SOLVER.WARMUP_ITERS %d is not below MAX_ITER %d: warm-up shortened to %d",
+                *(stated, cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS),
+            )
+        return super().build_lr_scheduler(cfg, optimizer)
+
     def build_hooks(self) -> list:
         hooks = [StepSeed(self.cfg.SEED)]
         if hasattr(unwrap(self.model), "update_teacher"):
@@ -65,6 +94,12 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         # The loader is built before the checkpoint is read; its iterator is not.
         self._train_loader.seek(self.start_iter)
+        if self.start_iter >= self.max_iter:
+            logger.warning(
+                "this run is finished: the checkpoint is at iteration %d of SOLVER.MAX_ITER %d; "
+                "nothing is trained, only evaluated",
+                *(self.start_iter, self.max_iter),
+            )
 
     @property
     def _train_loader(self) -> TrainLoader:

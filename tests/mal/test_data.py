@@ -1,6 +1,8 @@
 """MAL's samples: which boxes are trained on, and what a crop holds."""
 
+import json
 import logging
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from detectron2.structures import BoxMode
 from PIL import Image
 
 from mal.data import BoxCropMapper, ImageBoxes, box_records
+from mal.mask_auto_labeler import MaskAutoLabeler  # noqa: F401  (registers itself)
 from pseudolabel.errors import DataError
+from pseudolabel.trainer import Trainer
+from tests.tiny import tiny_config, write_coco
 
 
 def dataset(*boxes, **annotation):
@@ -29,11 +34,36 @@ def dataset(*boxes, **annotation):
         ([(0, 0, 32, 64), (0, 0, 32, 65)], (2048, 1e10), [2]),  # strictly above the paper's 2048
         ([(0, 0, 10, 10), (0, 0, 20, 20)], (0, 400), [1]),  # strictly below the maximum
         ([(0, 0, 0, 9), (0, 0, 9, 9), (5, 5, 4, -1)], (0, 1e10), [2]),  # no extent
+        ([(100, 0, 9, 9), (0, -9, 9, 9), (0, 0, 9, 9)], (0, 1e10), [3]),  # wholly outside
+        ([(1, 1, 9), (1, 1, 9, float("nan")), (0, 0, 9, 9)], (0, 1e10), [3]),  # malformed
+        ([(-90, 0, 100, 50), (-80, 0, 100, 50)], (999, 1e10), [2]),  # only the inside counts
     ],
 )
 def test_boxes_within_the_limits_are_kept(boxes, limits, kept):
     records = box_records(dataset(*boxes), *limits)
     assert [record["annotation_id"] for record in records] == kept
+
+
+def test_boxes_are_clipped_to_the_image():
+    (record,) = box_records(dataset((-10, 20, 30, 200)))
+    assert record["box"] == (0, 20, 20, 100)
+
+
+def test_boxes_of_another_mode_are_understood():
+    corners = dataset((10, 20, 30, 50), bbox_mode=BoxMode.XYXY_ABS)
+    (record,) = box_records(corners)
+    assert record["box"] == (10, 20, 30, 50)
+
+
+def test_left_out_boxes_are_counted_by_reason(caplog):
+    caplog.set_level(logging.INFO, logger="mal.data")
+    box_records(
+        dataset((0, 0, 50, 50), (0, 0, 2, 2), (200, 0, 9, 9), (200, 9, 9, 9), (1, 1, 9)), 100
+    )
+    (message,) = (record.getMessage() for record in caplog.records)
+    assert "1 of 5 boxes" in message
+    for part in ("2 box_outside", "1 box_malformed", "1 outside the area limits (100, 1e+10)"):
+        assert part in message
 
 
 def test_crowds_are_left_out():
@@ -109,3 +139,41 @@ def test_test_sample_holds_every_box_but_crowds(record):
     assert sample["annotation_ids"] == [1]
     assert sample["boxes"].tolist() == [[30, 20, 60, 40]]
     assert sample["image"].shape == (60, 80, 3)
+
+
+def test_unusable_boxes_are_left_out_of_the_evaluation_by_name(record, caplog):
+    boxes = [[30, 20, 30, 20], [80, 0, 9, 9], [1, 2, 3]]
+    annotations = [
+        {"id": key, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+        for key, box in enumerate(boxes, start=1)
+    ]
+    sample = ImageBoxes([{**record, "annotations": annotations}])[0]
+    assert sample["annotation_ids"] == [1]
+    assert sample["boxes"].shape == (1, 4)
+    (message,) = (entry.getMessage() for entry in caplog.records)
+    assert "2 boxes are left out" in message
+    assert f"annotation 2 of {record['file_name']}: box_outside" in message
+    assert f"annotation 3 of {record['file_name']}: box_malformed" in message
+
+
+def test_training_and_evaluation_survive_an_outside_box(tmp_path):
+    """The mask network is trained and evaluated on a file with one box beside its image."""
+    json_file = write_coco(tmp_path)
+    data = json.loads(json_file.read_text())
+    data["annotations"][0]["bbox"] = [500, 500, 20, 20]
+    json_file.write_text(json.dumps(data))
+    cfg = tiny_config("mal/sample", json_file, tmp_path / "out", ["SOLVER.MAX_ITER", 1])
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    scores = json.loads(next((tmp_path / "out").rglob("mask_iou.json")).read_text())
+    assert scores["student"]["n"] == 7
+
+
+def test_mapper_can_be_sent_to_a_spawned_loader_process(record):
+    mapper = BoxCropMapper(crop_size=32, margin=1.2, gated=True, cache=2)
+    np.random.seed(3)
+    expected = mapper(record)
+    copy = pickle.loads(pickle.dumps(mapper))
+    np.random.seed(3)
+    assert torch.equal(copy(record)["student_view"], expected["student_view"])

@@ -1,5 +1,6 @@
 """The self-supervised warm-up: exercises are what they claim, weights survive the round trip."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import mal.pretext  # noqa: F401  (registers the meta-architecture and the pipeline)
 from mal.mask_auto_labeler import MaskAutoLabeler, build_network
 from mal.network import load_network, save_network
 from mal.pasted_blobs import MIN_PIXELS, make_exercise, random_blob
+from mal.pretext import ExerciseMapper
 from pseudolabel.errors import DataError
 from pseudolabel.trainer import Trainer
 from tests.tiny import tiny_config, write_coco
@@ -52,6 +53,18 @@ def test_blobs_differ_and_leave_background():
     shares = [random_blob(rng, 40).mean() for _ in range(60)]
     assert np.std(shares) > 0.05
     assert 0.05 < np.mean(shares) < 0.7
+
+
+def test_mapper_can_be_sent_to_a_spawned_loader_process(tmp_path):
+    write_coco(tmp_path)
+    names = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    mapper = ExerciseMapper(file_names=names, crop_size=32, margin=1.2, gated=True, cache=2)
+    record = {"file_name": names[0]}
+    np.random.seed(3)
+    expected = mapper(record)
+    copy = pickle.loads(pickle.dumps(mapper))
+    np.random.seed(3)
+    assert torch.equal(copy(record)["student_view"], expected["student_view"])
 
 
 def test_image_too_small_for_any_blob_is_an_error():

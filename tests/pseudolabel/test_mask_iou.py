@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from pseudolabel.errors import DataError
+from pseudolabel.evaluation import MaskIoUEvaluator
 from pseudolabel.labeler import finish_record
-from pseudolabel.mask_iou import MaskIoUEvaluator, score_label_file, summarize_ious
+from pseudolabel.mask_iou import score_label_file, summarize_ious
 from pseudolabel.masks import encode_rle
 
 

@@ -120,3 +120,46 @@ def test_one_group_of_adamw_with_the_paper_betas(tmp_path):
     teacher = {id(p) for p in trainer.model.teacher.parameters()}
     assert not teacher & {id(p) for p in group["params"]}
     assert np.isclose(trainer.cfg.SOLVER.BASE_LR, 2e-4)
+
+
+def test_boxes_only_test_set_is_refused_before_training(tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path, masks=False), tmp_path / "out")
+    with pytest.raises(
+        DataError,
+        match=r"instances\.json \(annotation 10\): 8 of 8 .* give human masks for DATASETS\.TEST "
+        r"or set it to \(\)",
+    ):
+        Trainer(cfg)
+    cfg.DATASETS.TEST = ()
+    Trainer(cfg)
+
+
+# mal.md section 5: e < 1: lr e; then min + (lr - min) / 2 (1 + cos(pi (e - 1) / 9)); min = lr / 5.
+@pytest.mark.parametrize(
+    ("epoch", "factor"),
+    [(0, 0.0), (0.5, 0.5), (1, 1.0), (5.5, 0.6), (10, 0.2)],
+)
+def test_learning_rate_of_the_paper(epoch, factor, tmp_path):
+    steps = 10  # of one epoch
+    opts = ["SOLVER.MAX_ITER", 10 * steps, "SOLVER.WARMUP_ITERS", steps]
+    opts += ["SOLVER.BASE_LR", 4.8e-5, "SOLVER.BASE_LR_END", 4.8e-5 / 5]
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out", opts)
+    model = torch.nn.Linear(1, 1)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    scheduler = Trainer.build_lr_scheduler(cfg, optimizer)
+    for _ in range(int(epoch * steps)):
+        optimizer.step()
+        scheduler.step()
+    (lr,) = {group["lr"] for group in optimizer.param_groups}
+    assert lr == pytest.approx(4.8e-5 * factor, rel=1e-4, abs=1e-12)
+
+
+def test_a_run_shorter_than_its_warm_up_still_runs(tmp_path, caplog):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    cfg.SOLVER.MAX_ITER = 3
+    cfg.SOLVER.WARMUP_ITERS = 4
+    cfg.DATASETS.TEST = ()
+    trainer = train(cfg)
+    assert trainer.iter == 3
+    assert cfg.SOLVER.WARMUP_ITERS == 4
+    assert any("warm-up shortened to 2" in r.getMessage() for r in caplog.records)
