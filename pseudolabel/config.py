@@ -1,5 +1,7 @@
 """Config keys that every Masksmith method shares."""
 
+from typing import Any
+
 import torch
 from detectron2.config import CfgNode
 
@@ -19,8 +21,8 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # AdamW only: beta 1, beta 2 and epsilon.
     cfg.SOLVER.BETAS = (0.9, 0.999)
     cfg.SOLVER.EPS = 1e-8
-    # Seconds between two lines of the progress log of evaluation and labelling jobs.
-    cfg.TEST.LOG_PERIOD = 5.0
+    # Saved configs of earlier runs hold this key, which nothing reads.
+    cfg.register_deprecated_key("TEST.LOG_PERIOD")
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0
@@ -28,3 +30,26 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
     # Pseudo-labels are RLE, which Detectron2's polygon format refuses.
     cfg.INPUT.MASK_FORMAT = "bitmask"
+
+
+def config_changes(old: str, new: str) -> list[str]:
+    """The keys in which two dumped configs (YAML) differ, as "DOTTED.NAME: old -> new" lines.
+
+    A key that only one of them has counts as "(absent)" in the other.
+    """
+    before, after = (_flatten(CfgNode.load_cfg(text)) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in before or key not in after or before[key] != after[key]
+    ]
+
+
+def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            flat.update(_flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -8,9 +8,10 @@ tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fina
 """
 
 import logging
+import sys
+from pathlib import Path
 
 import detectron2
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup, launch
 from detectron2.evaluation import verify_results
@@ -21,10 +22,12 @@ import mal.data
 import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 from mal.config import add_mal_config
-from pseudolabel.config import add_masksmith_config
+from pseudolabel.config import add_masksmith_config, config_changes
+from pseudolabel.errors import DataError
+from pseudolabel.evaluation import load_complete
 from pseudolabel.loader import seed_everything
 from pseudolabel.registration import register_datasets
-from pseudolabel.trainer import Trainer
+from pseudolabel.trainer import Trainer, check_evaluation
 
 logger = logging.getLogger("masksmith.train_net")
 
@@ -38,18 +41,37 @@ def setup(args) -> CfgNode:
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
     cfg.freeze()
+    # `default_setup` overwrites the saved config, so it is compared before.
+    changes = changes_since_last_run(cfg) if args.resume else []
     default_setup(cfg, args)
     for name in ("masksmith", "mal", "pseudolabel"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     logger.info("detectron2 %s", detectron2.__version__)
+    if changes:
+        logger.warning("this run resumes one of another config:\n  %s", "\n  ".join(changes))
     seed_everything(cfg.SEED)
     return cfg
 
 
+def changes_since_last_run(cfg: CfgNode) -> list[str]:
+    """How the config differs from the one that the run in OUTPUT_DIR was begun with."""
+    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not (comm.is_main_process() and saved.is_file()):
+        return []
+    return config_changes(saved.read_text(encoding="utf-8"), cfg.dump())
+
+
 def evaluate(cfg: CfgNode) -> dict:
-    """`--eval-only`: loads MODEL.WEIGHTS and evaluates on DATASETS.TEST."""
+    """`--eval-only`: loads MODEL.WEIGHTS, which must be complete, and evaluates on DATASETS.TEST.
+
+    Without MODEL.WEIGHTS the network is evaluated as it starts a training.
+    """
+    check_evaluation(cfg)
     model = Trainer.build_model(cfg)
-    DetectionCheckpointer(model, save_dir=cfg.OUTPUT_DIR).load(cfg.MODEL.WEIGHTS)
+    if cfg.MODEL.WEIGHTS:
+        load_complete(model, cfg.MODEL.WEIGHTS)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: this evaluates the network as initialised")
     results = Trainer.test(cfg, model)
     if comm.is_main_process():
         verify_results(cfg, results)
@@ -65,13 +87,22 @@ def main(args) -> dict:
     return trainer.train()
 
 
+def run(args) -> int:
+    """Returns 0; 1 with one clear error line for bad input. Anything else is raised."""
+    try:
+        launch(
+            main,
+            args.num_gpus,
+            num_machines=args.num_machines,
+            machine_rank=args.machine_rank,
+            dist_url=args.dist_url,
+            args=(args,),
+        )
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    args = default_argument_parser().parse_args()
-    launch(
-        main,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(args,),
-    )
+    sys.exit(run(default_argument_parser().parse_args()))
