@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 WAVES = np.arange(1, 7)
 # Largest share of the radius that each wave may add; long waves bend, short ones fray.
 WAVE_SHARES = np.array([0.15, 0.5, 0.5, 0.45, 0.45, 0.35])
+# Range of the squares that are repeated in mirrors, pixels.
+TILE_SIDES = (10, 48)
 MIN_PIXELS = 40
 ATTEMPTS = 20
 
@@ -68,13 +70,24 @@ def random_blob(rng: np.random.Generator, side: int) -> np.ndarray:
 
 
 def borrowed_texture(rng: np.random.Generator, image: np.ndarray, side: int) -> np.ndarray:
-    """A square of an image, enlarged up to four times, turned and recoloured; float32 (s, s, 3)."""
+    """A square of an image's texture, turned and recoloured; float32 (s, s, 3).
+
+    Either a large square of the image, enlarged up to four times, which brings edges along, or a
+    small one repeated in mirrors, which is one material at its own scale.
+    """
     height, width = image.shape[:2]
-    extent = int(np.clip(side * rng.uniform(0.25, 1.0), 8, min(height, width)))
+    mirrored = rng.random() < 0.5
+    wanted = np.exp(rng.uniform(*np.log(TILE_SIDES))) if mirrored else side * rng.uniform(0.25, 1)
+    extent = int(np.clip(wanted, min(8, height, width), min(height, width)))
     y, x = rng.integers(0, height - extent + 1), rng.integers(0, width - extent + 1)
-    patch = Image.fromarray(image[y : y + extent, x : x + extent])
-    patch = patch.rotate(90 * int(rng.integers(4)))
-    texture = np.asarray(patch.resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+    patch = np.rot90(image[y : y + extent, x : x + extent], rng.integers(4))
+    if mirrored:
+        missing = max(side - extent, 0)
+        texture = np.pad(patch, ((0, missing), (0, missing), (0, 0)), mode="symmetric")
+        texture = texture[:side, :side].astype(np.float32)
+    else:
+        enlarged = Image.fromarray(patch).resize((side, side), Image.Resampling.BICUBIC)
+        texture = np.asarray(enlarged, dtype=np.float32)
     if rng.random() < 0.7:
         texture = texture[..., rng.permutation(3)]
     mean = texture.mean((0, 1))
@@ -107,7 +120,7 @@ def paste_blob(
 def make_exercise(
     rng: np.random.Generator, base: np.ndarray, sources: list[np.ndarray]
 ) -> Exercise:
-    """One blob to segment on `base`, among others, half of the time with one in front of it.
+    """One blob to segment on `base`, among others, with up to three smaller ones in front of it.
 
     Args:
         rng: the only source of randomness.
@@ -120,7 +133,7 @@ def make_exercise(
     height, width = base.shape[:2]
     size = np.array([height, width])
     largest = 0.9 * min(height, width)
-    log_sides = np.log(min(16, largest)), np.log(largest)
+    log_sides = np.log(min(24, largest)), np.log(largest)
 
     def paste(side: float, centre: np.ndarray) -> np.ndarray:
         source = sources[rng.integers(len(sources))]
@@ -133,9 +146,9 @@ def make_exercise(
         side = np.exp(rng.uniform(*log_sides))
         centre = rng.uniform(0, 1, 2) * size
         mask = paste(side, centre)
-        if rng.random() < 0.5:
+        for _ in range(rng.integers(0, 4)):
             shift = rng.uniform(-0.6, 0.6, 2) * side
-            mask = mask & ~paste(side * rng.uniform(0.3, 0.9), centre + shift)
+            mask = mask & ~paste(side * rng.uniform(0.2, 0.7), centre + shift)
         if mask.sum() >= MIN_PIXELS:
             break
     else:
