@@ -10,6 +10,9 @@ from torch import nn
 
 from pseudolabel.errors import DataError
 
+# What reading a damaged or unsafe file raises.
+UNREADABLE = (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError)
+
 
 def load_strictly(model: nn.Module, path: str | Path, prefix: str = "") -> None:
     """Loads a training checkpoint; every parameter must be there, and nothing else.
@@ -26,7 +29,7 @@ def load_strictly(model: nn.Module, path: str | Path, prefix: str = "") -> None:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(path, "the checkpoint does not exist", "train first") from error
-    except (pickle.UnpicklingError, struct.error, RuntimeError, EOFError, OSError) as error:
+    except UNREADABLE as error:
         raise DataError(path, f"not a safe checkpoint ({error})", "save it again") from error
     state = content.get("model", content) if isinstance(content, dict) else {}
     state = {k[len(prefix) :]: value for k, value in state.items() if k.startswith(prefix)}

@@ -1,7 +1,6 @@
 """For Detectron2's evaluation: complete weights, and an evaluator of mask IoU."""
 
 import logging
-import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from pseudolabel.checkpoints import refuse_missing
+from pseudolabel.checkpoints import UNREADABLE, refuse_missing
 from pseudolabel.errors import DataError
 from pseudolabel.files import write_json
 from pseudolabel.mask_iou import TrueMasks, summarize_ious
@@ -39,7 +38,7 @@ def load_complete(model: nn.Module, path: str) -> None:
     checkpointer = _ReportingCheckpointer(model)
     try:
         checkpointer.load(path)
-    except (AssertionError, OSError, EOFError, pickle.UnpicklingError) as error:
+    except (AssertionError, ValueError, *UNREADABLE) as error:
         raise DataError(path, f"cannot be loaded ({error})", "correct MODEL.WEIGHTS") from error
     refuse_missing(path, model, checkpointer.missing)
 

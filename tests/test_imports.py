@@ -1,0 +1,146 @@
+"""Who may import what: the seam to detectron2 is thin, and heavy libraries load on demand."""
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("mal", "pais", "pseudolabel", "projects", "tools", "benchmarks")
+
+# All that the project uses of Detectron2; both of its builds must provide it.
+DETECTRON2 = {
+    "detectron2": {""},
+    "detectron2.checkpoint": {"DetectionCheckpointer"},
+    "detectron2.config": {"CfgNode", "configurable", "get_cfg"},
+    "detectron2.data": {
+        "DatasetCatalog",
+        "DatasetMapper",
+        "MetadataCatalog",
+        "build_detection_test_loader",
+        "get_detection_dataset_dicts",
+    },
+    "detectron2.data.datasets": {"load_coco_json"},
+    "detectron2.data.samplers": {"InferenceSampler"},
+    "detectron2.engine": {
+        "DefaultTrainer",
+        "HookBase",
+        "default_argument_parser",
+        "default_setup",
+        "launch",
+    },
+    "detectron2.evaluation": {
+        "COCOEvaluator",
+        "DatasetEvaluator",
+        "inference_on_dataset",
+        "print_csv_format",
+        "verify_results",
+    },
+    "detectron2.modeling": {"META_ARCH_REGISTRY"},
+    "detectron2.solver.build": {"maybe_add_gradient_clipping"},
+    "detectron2.structures": {"BoxMode"},
+    "detectron2.utils": {"comm"},
+    "detectron2.utils.events": {"EventStorage", "get_event_storage"},
+    "detectron2.utils.logger": {"setup_logger"},
+}
+
+PLAIN = {
+    "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
+    "views",
+    "pseudolabel": "checkpoints ema errors files image_cache label_job labeler loader mask_iou "
+    "masks progress store weights yardsticks",
+}
+PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
+
+# Slow to import, or not needed by everybody.
+ON_DEMAND = {"cv2", "lvis", "matplotlib", "tensorboard", "timm", "transformers"}
+
+
+def sources(*folders):
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def imports(tree, top_level_only=False):
+    """(module, name) of every import; name is "" for `import module`."""
+    nodes = [tree]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            yield from ((module, alias.name) for alias in node.names)
+        functions = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+        if not (top_level_only and isinstance(node, functions)):
+            nodes.extend(ast.iter_child_nodes(node))
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def root_of(module):
+    return module.split(".")[0]
+
+
+def test_sources_are_found():
+    assert all(sources(package) for package in PACKAGES)
+
+
+def test_every_name_taken_from_detectron2_is_listed_and_every_listed_name_is_taken():
+    found = defaultdict(set)
+    for path in sources(*PACKAGES):
+        for module, name in imports(parse(path)):
+            if root_of(module) == "detectron2":
+                found[module].add(name)
+    assert dict(found) == DETECTRON2
+
+
+@pytest.mark.parametrize("module", PLAIN_MODULES)
+def test_plain_modules_do_not_import_detectron2(module):
+    path = ROOT / f"{module.replace('.', '/')}.py"
+    assert not [m for m, _ in imports(parse(path)) if root_of(m) == "detectron2"]
+
+
+def test_plain_modules_load_where_detectron2_is_not_installed():
+    """Also through what they import in turn."""
+    program = "import sys, importlib; sys.modules['detectron2'] = None\n"
+    program += f"for name in {PLAIN_MODULES}: importlib.import_module(name)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        ("pseudolabel", {"mal", "pais", "masksmith_projects"}),  # what both share knows neither
+        ("mal", {"pais", "masksmith_projects"}),  # methods meet in the label file only
+        ("pais", {"mal", "masksmith_projects"}),
+        ("projects", {"mal"}),
+    ],
+)
+def test_packages_do_not_reach_into_each_other(folder, forbidden):
+    taken = {
+        (path.name, module)
+        for path in sources(folder)
+        for module, _ in imports(parse(path))
+        if root_of(module) in forbidden
+    }
+    assert not taken
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_libraries_are_imported_where_they_are_used(path):
+    taken = {root_of(module) for module, _ in imports(parse(path), top_level_only=True)}
+    assert not taken & ON_DEMAND
+
+
+def test_the_parser_sees_what_the_rules_are_about():
+    tree = ast.parse("try:\n  import cv2.x\nexcept E: pass\ndef f():\n  from timm import y")
+    assert set(imports(tree)) == {("cv2.x", ""), ("timm", "y")}
+    assert set(imports(tree, top_level_only=True)) == {("cv2.x", "")}
