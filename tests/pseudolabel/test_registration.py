@@ -188,5 +188,5 @@ def test_rejected_images_are_left_out_and_counted(tmp_path, caplog):
     one = entry(tmp_path)
     register_datasets(config(one))
     assert [record["image_id"] for record in DatasetCatalog.get(one["name"])] == [1, 3]
-    (message,) = [r.getMessage() for r in caplog.records if "rejected" in r.getMessage()]
+    (message,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "left out 2 of 4 images" in message
