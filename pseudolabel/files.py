@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from pseudolabel.errors import DataError
 
@@ -48,6 +48,19 @@ def guarded_join(root: str | os.PathLike, file_name: str, source: object = "file
     return Path(root, *path.parts)
 
 
+def refuse_overwrite(source: str | os.PathLike, *targets: str | os.PathLike) -> None:
+    """Stops a command, before it works, whose output would replace its own input or a folder.
+
+    Raises:
+        DataError: a target is a folder, or is the source, by whatever path or link.
+    """
+    for target in targets:
+        if Path(target).resolve() == Path(source).resolve():
+            raise DataError(target, "the output would replace the input", "choose another output")
+        if Path(target).is_dir():
+            raise DataError(target, "the output is a folder", "name a file in it")
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary sibling of `path`; it replaces `path` only when the block ends well.
@@ -78,16 +91,19 @@ def write_json(path: str | os.PathLike, value: object, indent: int | None = None
 
 
 def read_json(path: str | os.PathLike) -> dict:
-    """Reads a JSON object.
+    """Reads a JSON object. NaN and infinity are read, so that the caller can name their place.
 
     Raises:
-        DataError: the file is missing, is not JSON, or holds something else than an object.
+        DataError: the file is missing or unreadable, is not JSON, or holds something else than an
+            object.
     """
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(path, "the file does not exist", "check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror})", "check the path") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(path, f"not valid JSON ({error})", "write the file again") from error
     if not isinstance(value, dict):
         raise DataError(
@@ -103,17 +119,21 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         uint8 array (H, W, 3).
 
     Raises:
-        DataError: the file is missing, empty, truncated or no image.
+        DataError: the file is missing, empty, truncated or no image, or has more than 8 bits per
+            pixel and channel (modes I, I;16 and F), which Pillow would clip to white.
     """
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            mode = image.mode
+            if mode != "F" and not mode.startswith("I"):
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(path, "the image does not exist", "check the image folder") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(
             path, f"the image cannot be read ({error})", "replace the file or drop its record"
         ) from error
+    raise DataError(path, f"the image has mode {mode}, not 8 bit", "convert it to 8 bit")
 
 
 def file_hash(path: str | os.PathLike) -> str:

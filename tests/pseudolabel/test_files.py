@@ -1,5 +1,6 @@
 """Guarded paths, atomic writes and named errors."""
 
+import pickle
 import resource
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pseudolabel.files import (
     guarded_join,
     read_image,
     read_json,
+    refuse_overwrite,
     write_json,
 )
 
@@ -82,6 +84,7 @@ def test_full_disk_keeps_the_old_file(tmp_path):
         (b'{"a": ', "not valid JSON"),  # truncated
         (b"[1]", "holds no JSON object"),  # a bare list
         (b"\xff\xfe\x00", "not valid JSON"),  # not UTF-8
+        (b'{"a": ' + b"9" * 5000 + b"}", "not valid JSON"),  # a number beyond Python's limit
     ],
 )
 def test_read_json_names_the_file(content, message, tmp_path):
@@ -90,6 +93,11 @@ def test_read_json_names_the_file(content, message, tmp_path):
         path.write_bytes(content)
     with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
         read_json(path)
+
+
+def test_read_json_of_a_folder(tmp_path):
+    with pytest.raises(DataError, match="cannot be read"):
+        read_json(tmp_path)
 
 
 def test_read_json_accepts_a_byte_order_mark(tmp_path):
@@ -129,3 +137,44 @@ def test_expand_path(monkeypatch):
     assert expand_path("$MASKSMITH_TEST_ROOT/a.json") == "/data/a.json"
     with pytest.raises(DataError, match="environment variable"):
         expand_path("$MASKSMITH_UNSET_ROOT/a.json")
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F"])
+def test_deep_images_are_refused(mode, tmp_path):
+    """Pillow would clip them to white without a word."""
+    path = tmp_path / "deep.tif"
+    Image.new(mode, (4, 4), 1000).save(path)
+    with pytest.raises(DataError, match=rf"deep\.tif.*mode {mode}.*convert it to 8 bit"):
+        read_image(path)
+
+
+def test_a_sixteen_bit_png_is_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="convert it to 8 bit"):
+        read_image(tmp_path / "deep.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_eight_bit_modes_are_accepted(mode, tmp_path):
+    Image.new("RGB", (4, 3), "white").convert(mode).save(tmp_path / "x.tif")
+    assert read_image(tmp_path / "x.tif").shape == (3, 4, 3)
+    assert read_image(tmp_path / "x.tif").min() >= 254
+
+
+def test_refuse_overwrite_sees_through_links(tmp_path):
+    (tmp_path / "boxes.json").write_text("{}")
+    (tmp_path / "link.json").symlink_to(tmp_path / "boxes.json")
+    refuse_overwrite(tmp_path / "boxes.json", tmp_path / "labels.json")
+    with pytest.raises(DataError, match=r"link\.json.*would replace the input"):
+        refuse_overwrite(tmp_path / "boxes.json", tmp_path / "labels.json", tmp_path / "link.json")
+    with pytest.raises(DataError, match="is a folder"):
+        refuse_overwrite(tmp_path / "boxes.json", tmp_path)
+
+
+@pytest.mark.parametrize("record", [None, "annotation 3"])
+def test_data_error_survives_pickling(record, tmp_path):
+    error = DataError(tmp_path / "x.json", "is bad", "mend it", record)
+    copy = pickle.loads(pickle.dumps(error))
+    assert type(copy) is DataError
+    assert str(copy) == str(error)
+    assert vars(copy) == vars(error)
