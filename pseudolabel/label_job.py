@@ -16,7 +16,9 @@ from pseudolabel.store import (
     LabelResult,
     box_problem,
     crowd_annotation,
+    describe_box,
     labelled_annotation,
+    reject_row,
 )
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,8 @@ def label_images(
 ) -> LabelResult:
     """Labels every box of a file.
 
-    An image that cannot be read rejects its annotations by name; a box that cannot be labelled is
-    rejected alone. Nothing else is left out.
+    An image that cannot be read rejects its annotations by name; a box that cannot be labelled and
+    a crowd that cannot be drawn are rejected alone. Nothing else is left out.
 
     Args:
         source: the boxes.
@@ -49,21 +51,20 @@ def label_images(
 def label_image(
     job: ImageJob, source: Path, image_root: str | Path, labeler: Labeler, result: LabelResult
 ) -> None:
-    """Labels one image and appends its records to `result`."""
+    """Labels one image and appends its records to `result`.
+
+    The image's `status` is "empty" only where the input has no annotation: one whose annotations
+    were all rejected is "rejected", since it shows objects and must not count as background.
+    """
     height, width = job.image["height"], job.image["width"]
+    before = len(result.annotations)
     try:
-        image = read_image(guarded_join(image_root, job.image["file_name"], source))
-        if image.shape[:2] != (height, width):
-            raise DataError(
-                job.image["file_name"],
-                f"is {image.shape[1]}x{image.shape[0]}, the JSON says {width}x{height}",
-                "correct the size in the JSON or the image",
-            )
+        image = _read_checked(job, source, image_root)
     except DataError as error:
         logger.warning("%s", error)
         result.images.append({**job.image, "status": "rejected"})
         for annotation in (*job.boxes, *job.crowds):
-            result.rejects.append(_reject(annotation, "image_unreadable", str(error)))
+            result.rejects.append(reject_row(annotation, "image_unreadable", str(error)))
         return
     good = []
     for annotation in job.boxes:
@@ -71,23 +72,31 @@ def label_image(
         if problem is None:
             good.append(annotation)
         else:
-            detail = f"bbox {annotation.get('bbox')} on a {width}x{height} image"
-            result.rejects.append(_reject(annotation, problem, detail))
+            detail = describe_box(annotation, height, width)
+            result.rejects.append(reject_row(annotation, problem, detail))
     boxes = xywh_to_xyxy(np.array([a["bbox"] for a in good], dtype=np.float64).reshape(-1, 4))
     records = labeler.label(image, boxes) if good else []
     for annotation, record in zip(good, records, strict=True):
         result.annotations.append(labelled_annotation(annotation, record))
     for annotation in job.crowds:
-        result.annotations.append(crowd_annotation(annotation, height, width))
-    status = "labelled" if good or job.crowds else "empty"
+        try:
+            result.annotations.append(crowd_annotation(annotation, height, width))
+        except ValueError as error:
+            result.rejects.append(reject_row(annotation, "crowd_malformed", str(error)))
+    if len(result.annotations) > before:
+        status = "labelled"
+    else:
+        status = "rejected" if job.boxes or job.crowds else "empty"
     result.images.append({**job.image, "status": status})
 
 
-def _reject(annotation: dict, reason: str, detail: str) -> dict:
-    return {
-        "id": annotation["id"],
-        "image_id": annotation["image_id"],
-        "bbox": annotation.get("bbox"),
-        "reason": reason,
-        "detail": detail,
-    }
+def _read_checked(job: ImageJob, source: Path, image_root: str | Path) -> np.ndarray:
+    name, height, width = (job.image[key] for key in ("file_name", "height", "width"))
+    image = read_image(guarded_join(image_root, name, source))
+    if image.shape[:2] != (height, width):
+        raise DataError(
+            name,
+            f"is {image.shape[1]}x{image.shape[0]}, the JSON says {width}x{height}",
+            "correct the size in the JSON or the image",
+        )
+    return image

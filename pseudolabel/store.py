@@ -5,22 +5,30 @@ Every input annotation is found again, in the output or among the rejects with a
 
 import hashlib
 import json
+import math
+import os
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import urlsplit
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import atomic_write, file_hash, read_json, write_json
+from pseudolabel.files import atomic_write, file_hash, read_json
 from pseudolabel.labeler import MaskRecord
 from pseudolabel.masks import decode_segmentation, encode_rle, filled_box_mask, xywh_to_xyxy
 
-VERSIONED = ("masksmith", "torch", "torchvision", "timm", "numpy", "pycocotools", "Pillow")
+VERSIONED = (
+    *("masksmith", "detectron2", "torch", "torchvision"),
+    *("timm", "numpy", "pycocotools", "Pillow"),
+)
 # The quality digits that a JSON keeps; more would be noise between machines.
 DIGITS = 4
+LISTS = ("images", "categories", "annotations")
+_STRICT = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 @dataclass
@@ -28,7 +36,7 @@ class ImageJob:
     """One image of the input with its annotations, crowds apart.
 
     Attributes:
-        image: the entry of `images`.
+        image: the entry of `images`, with a `file_name` in any case.
         boxes: annotations to label, in id order.
         crowds: annotations with `iscrowd`, which keep their own region.
     """
@@ -41,32 +49,37 @@ class ImageJob:
 class BoxFile:
     """A COCO or LVIS JSON of boxes, grouped by image and checked.
 
+    A bad box stops only itself: the label job rejects it by name, be it missing, NaN or outside
+    its image. Everything that would be copied to the output must be sound, since it cannot be
+    written otherwise. LVIS v1 has no `file_name`; the last part of its `coco_url` becomes it.
+
     Args:
-        path: the JSON. Masks in it are ignored, except for crowds.
+        path: the JSON. Masks in it are not read, except for crowds.
 
     Raises:
-        DataError: ids are missing or duplicate, an image or category is unknown, or a box is no
-            list of four finite numbers.
+        DataError: ids are missing or duplicate, an image or category is unknown, an image has no
+            size or file name, or NaN or infinity stand elsewhere than in a box or a mask.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.data = read_json(path)
-        for key in ("images", "annotations", "categories"):
+        for key in LISTS:
             if not isinstance(self.data.get(key), list):
                 raise DataError(path, f"has no list {key!r}", "give a COCO instances file")
         self.jobs = self._group()
+        self._check_finite()
 
     def _group(self) -> list[ImageJob]:
-        jobs = {image["id"]: ImageJob(image) for image in self._unique("images")}
+        jobs = {image["id"]: ImageJob(self._image(image)) for image in self._unique("images")}
         categories = {category["id"] for category in self._unique("categories")}
         for annotation in self._unique("annotations"):
             record = f"annotation {annotation['id']}"
-            job = jobs.get(annotation.get("image_id"))
-            if job is None:
-                self._refuse(record, f"unknown image_id {annotation.get('image_id')}")
-            if annotation.get("category_id") not in categories:
-                self._refuse(record, f"unknown category_id {annotation.get('category_id')}")
+            for key, known in (("image_id", jobs), ("category_id", categories)):
+                value = annotation.get(key)
+                if not _is_integer(value) or value not in known:
+                    self._refuse(record, f"unknown {key} {value!r}")
+            job = jobs[annotation["image_id"]]
             (job.crowds if annotation.get("iscrowd", 0) else job.boxes).append(annotation)
         for job in jobs.values():
             job.boxes.sort(key=lambda annotation: annotation["id"])
@@ -75,26 +88,75 @@ class BoxFile:
     def _unique(self, kind: str) -> list[dict]:
         seen: set[int] = set()
         for entry in self.data[kind]:
-            key = entry.get("id")
-            if not isinstance(key, int) or isinstance(key, bool):
+            key = entry.get("id") if isinstance(entry, dict) else None
+            if not _is_integer(key):
                 self._refuse(f"{kind} entry {json.dumps(entry)[:80]}", "has no integer id")
             if key in seen:
                 self._refuse(f"{kind} id {key}", "occurs twice")
             seen.add(key)
         return self.data[kind]
 
+    def _image(self, image: dict) -> dict:
+        record = f"image {image['id']}"
+        for key in ("height", "width"):
+            if not _is_integer(image.get(key)) or image[key] <= 0:
+                self._refuse(record, f"{key} is {image.get(key)!r}, not a whole number of pixels")
+        name = image.get("file_name")
+        if name is None and isinstance(image.get("coco_url"), str):
+            name = PurePosixPath(urlsplit(image["coco_url"]).path).name
+            image = {**image, "file_name": name}
+        if not isinstance(name, str) or not name:
+            self._refuse(record, "has neither a file_name nor a coco_url that ends in one")
+        return image
+
+    def _check_finite(self) -> None:
+        """Refuses NaN and infinity in all that the output copies."""
+        parts = [("the file", {k: v for k, v in self.data.items() if k not in LISTS})]
+        parts += [(f"{kind} id {e['id']}", e) for kind in LISTS[:2] for e in self.data[kind]]
+        for annotation in self.data["annotations"]:
+            copied = {k: v for k, v in annotation.items() if k not in ("bbox", "segmentation")}
+            parts.append((f"annotation {annotation['id']}", copied))
+        for record, entry in parts:
+            if not _is_finite(entry):
+                key = next(key for key, value in entry.items() if not _is_finite(value))
+                self._refuse(record, f"{key!r} holds NaN or infinity, which no JSON may")
+
     def _refuse(self, record: str, problem: str) -> None:
         raise DataError(self.path, problem, "correct this record and label again", record)
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_finite(value: object) -> bool:
+    try:
+        _STRICT.encode(value)
+    except ValueError:
+        return False
+    return True
+
+
+def is_box(value: object) -> bool:
+    """Whether a value is a COCO box: a list x, y, width, height whose far corner and area are
+    finite numbers too. Booleans are no numbers here; negative sides are for the caller to judge.
+    """
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
+        return False
+    try:
+        x, y, w, h = map(float, value)
+    except OverflowError:
+        return False
+    return all(map(math.isfinite, (x, y, x + w, y + h, w * h)))
+
+
 def box_problem(annotation: dict, height: int, width: int) -> str | None:
     """Why a box cannot be labelled: "box_malformed", "box_degenerate", "box_outside", or None."""
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or len(box) != 4:
+    if not is_box(annotation.get("bbox")):
         return "box_malformed"
-    if not all(isinstance(v, int | float) and abs(v) < float("inf") for v in box):
-        return "box_malformed"
-    x, y, w, h = box
+    x, y, w, h = annotation["bbox"]
     if w <= 0 or h <= 0:
         return "box_degenerate"
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -103,9 +165,14 @@ def box_problem(annotation: dict, height: int, width: int) -> str | None:
 
 
 def labelled_annotation(annotation: dict, record: MaskRecord) -> dict[str, Any]:
-    """The input annotation with its mask; id, box, category, crowd flag and unknown keys stay."""
+    """The input annotation with its mask; id, box, category, crowd flag and unknown keys stay.
+
+    Two exceptions: an `agreement` in the input speaks of another labeler's mask and goes, and an
+    absent `iscrowd` (LVIS) becomes 0, because COCOeval reads the key of every annotation.
+    """
+    kept = {key: value for key, value in annotation.items() if key != "agreement"}
     result = {
-        **annotation,
+        **kept,
         "segmentation": record.segmentation,
         "area": record.area,
         "iscrowd": annotation.get("iscrowd", 0),
@@ -118,18 +185,50 @@ def labelled_annotation(annotation: dict, record: MaskRecord) -> dict[str, Any]:
 
 
 def crowd_annotation(annotation: dict, height: int, width: int) -> dict[str, Any]:
-    """A crowd with its own region as RLE, or the filled box where it has none; never a model's."""
+    """A crowd with its own region as RLE, or the filled box where it has none; never a model's.
+
+    Raises:
+        ValueError: box or region are malformed, miss the image, or leave no pixel.
+    """
+    problem = box_problem(annotation, height, width)
+    if problem is not None:
+        raise ValueError(f"{problem}: {describe_box(annotation, height, width)}")
     if annotation.get("segmentation"):
-        mask = decode_segmentation(annotation["segmentation"], height, width)
+        try:
+            mask = decode_segmentation(annotation["segmentation"], height, width)
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"the segmentation is malformed ({error})") from error
         source = "input"
     else:
         mask = filled_box_mask(xywh_to_xyxy(annotation["bbox"]), height, width)
         source = "filled_tiny"
+    if not mask.any():
+        raise ValueError(f"the segmentation has no pixel in the {width}x{height} image")
     return {
         **annotation,
         "segmentation": encode_rle(mask),
         "area": int(mask.sum()),
         "mask_source": source,
+    }
+
+
+def describe_box(annotation: dict, height: int, width: int) -> str:
+    """What a reject says of a bad box."""
+    return f"bbox {annotation.get('bbox')!r:.200} on a {width}x{height} image"
+
+
+def reject_row(annotation: dict, reason: str, detail: str) -> dict[str, Any]:
+    """The line of the rejects file for one annotation.
+
+    A malformed `bbox` is quoted as text, since NaN in it is no JSON; a missing one is null.
+    """
+    box = annotation.get("bbox")
+    return {
+        "id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "bbox": box if box is None or is_box(box) else f"{box!r:.200}",
+        "reason": reason,
+        "detail": detail,
     }
 
 
@@ -154,48 +253,79 @@ class LabelResult:
         }
 
 
+def output_paths(path: str | Path) -> tuple[Path, Path, Path]:
+    """Where a label job writes: labels, rejects, manifest."""
+    path = Path(path)
+    return path, path.with_suffix(".rejects.jsonl"), path.with_suffix(".manifest.json")
+
+
 def write_label_file(
     path: str | Path, source: BoxFile, result: LabelResult, labeler: dict, extra: dict | None = None
 ) -> dict[str, Any]:
-    """Writes labels, rejects and manifest, the label file last and each one atomically.
+    """Writes rejects, labels and manifest: a full disk changes none of the three.
+
+    All three are complete on disk before the first of them replaces its predecessor. The manifest
+    goes last and holds the hashes of the other two, so that files which a kill has left from two
+    different runs do not match it.
 
     Returns:
         The manifest.
 
     Raises:
         DataError: labels and rejects do not add up to the input; nothing is written then.
+        OSError: the files cannot be written; what was there before stays.
     """
-    path = Path(path)
-    accounted = Counter(a["id"] for a in (*result.annotations, *result.rejects))
-    expected = Counter(a["id"] for a in source.data["annotations"])
-    if accounted != expected:
-        wrong = sorted((accounted - expected) | (expected - accounted))[:5]
-        raise DataError(path, f"annotations {wrong} are not accounted for", "report this bug")
+    path, rejects_path, manifest_path = output_paths(path)
+    _check_accounts(path, source, result)
     labels = {
         **source.data,
         "images": sorted(result.images, key=lambda image: image["id"]),
         "annotations": sorted(result.annotations, key=lambda annotation: annotation["id"]),
     }
-    text = json.dumps(labels, allow_nan=False, separators=(",", ":")) + "\n"
+    text = _STRICT.encode(labels) + "\n"
+    rejects = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.rejects)
     manifest = {
         "input": source.path.name,
         "input_sha256": file_hash(source.path),
         "output": path.name,
         "output_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "rejects_sha256": hashlib.sha256(rejects.encode()).hexdigest(),
         "annotations_in": len(source.data["annotations"]),
         "counts": result.counts(),
         "labeler": labeler,
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": {name: _version(name) for name in VERSIONED},
         "python": platform.python_version(),
         **(extra or {}),
     }
-    _write_lines(path.with_suffix(".rejects.jsonl"), result.rejects)
-    write_json(path.with_suffix(".manifest.json"), manifest, indent=1)
-    with atomic_write(path) as file:
-        file.write(text)
+    _write_in_order(
+        (rejects_path, rejects),
+        (path, text),
+        (manifest_path, json.dumps(manifest, indent=1, allow_nan=False) + "\n"),
+    )
     return manifest
 
 
-def _write_lines(path: Path, rows: Iterable[dict]) -> None:
-    with atomic_write(path) as file:
-        file.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+def _check_accounts(path: Path, source: BoxFile, result: LabelResult) -> None:
+    accounted = Counter(a["id"] for a in (*result.annotations, *result.rejects))
+    expected = Counter(a["id"] for a in source.data["annotations"])
+    if accounted != expected:
+        wrong = sorted((accounted - expected) | (expected - accounted))[:5]
+        raise DataError(path, f"annotations {wrong} are not accounted for", "report this bug")
+
+
+def _version(name: str) -> str | None:
+    """Of an installed distribution; None where e.g. upstream is on the path but not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _write_in_order(*texts: tuple[Path, str]) -> None:
+    with ExitStack() as stack:
+        # The stack is left last in, first out.
+        for path, text in reversed(texts):
+            file = stack.enter_context(atomic_write(path))
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())

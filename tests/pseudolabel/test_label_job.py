@@ -1,6 +1,8 @@
 """The labelling job: every box in is one accounted-for record out."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +98,11 @@ def test_crowds_keep_their_region_and_never_get_a_model_mask(tmp_path):
         ([1, 1, 5], "box_malformed"),  # three numbers
         ([1, 1, "5", 5], "box_malformed"),  # text
         (None, "box_malformed"),  # missing
+        ([1, 1, True, 5], "box_malformed"),  # no number
+        ([float("nan"), 1, 5, 5], "box_malformed"),  # Python reads and writes it
+        ([1, 1, float("inf"), 5], "box_malformed"),
+        ([1, 1, 10**400, 5], "box_malformed"),  # an integer that is no float
+        ([1e308, 1, 1e308, 5], "box_malformed"),  # its far corner is infinite
     ],
 )
 def test_bad_box_is_rejected_alone(bbox, reason, tmp_path):
@@ -104,6 +111,35 @@ def test_bad_box_is_rejected_alone(bbox, reason, tmp_path):
     assert [a["id"] for a in labels["annotations"]] == [2]
     assert [(r["id"], r["reason"]) for r in rejects] == [(1, reason)]
     assert manifest["counts"]["rejects"] == {reason: 1}
+    # A box that JSON can hold is repeated as it is; the others as text.
+    quoted = bbox if reason != "box_malformed" or bbox is None else repr(bbox)[:200]
+    assert rejects[0]["bbox"] == quoted
+
+
+REGION = {"size": [HEIGHT, WIDTH], "counts": [30, 10, HEIGHT * WIDTH - 40]}
+
+
+@pytest.mark.parametrize(
+    ("crowd", "detail"),
+    [
+        ({"segmentation": [[1, 1, 5, 5]]}, "three finite x, y pairs"),  # a polygon of 4 numbers
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "is for a"),  # of another size
+        ({"segmentation": {"size": None, "counts": [81]}}, "malformed"),  # of no size
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [10**12]}}, "malformed"),
+        ({"segmentation": [[float("nan")] * 6]}, "three finite x, y pairs"),
+        ({"segmentation": {**REGION, "counts": [HEIGHT * WIDTH]}}, "has no pixel"),
+        ({"bbox": None}, "box_malformed"),
+        ({"bbox": [float("nan"), 1, 5, 5], "segmentation": REGION}, "box_malformed"),
+        ({"bbox": [90, 1, 5, 5]}, "box_outside"),  # would be an empty mask
+    ],
+)
+def test_bad_crowd_is_rejected_alone(crowd, detail, tmp_path):
+    bad = {**box(1, [1, 1, 5, 5], iscrowd=1), **crowd}
+    path = write_boxes(tmp_path, [bad, box(2, [3, 3, 9, 9])])
+    labels, rejects, _ = run(tmp_path, path)
+    assert [a["id"] for a in labels["annotations"]] == [2]
+    assert [(r["id"], r["reason"]) for r in rejects] == [(1, "crowd_malformed")]
+    assert detail in rejects[0]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -133,6 +169,19 @@ def test_image_without_boxes_is_empty(tmp_path):
     assert [i["status"] for i in labels["images"]] == ["labelled", "empty"]
 
 
+@pytest.mark.parametrize("more", [{}, {"iscrowd": 1}])
+def test_image_whose_boxes_are_all_rejected_is_not_empty(more, tmp_path):
+    labels, _, _ = run(tmp_path, write_boxes(tmp_path, [box(1, [90, 3, 9, 9], **more)]))
+    assert [i["status"] for i in labels["images"]] == ["rejected"]
+
+
+def test_agreement_of_another_labeler_goes(tmp_path):
+    path = write_boxes(tmp_path, [box(1, [3, 3, 9, 9], agreement=0.9, quality=0.1)])
+    label = run(tmp_path, path)[0]["annotations"][0]
+    assert "agreement" not in label
+    assert label["quality"] != 0.1
+
+
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
@@ -140,11 +189,82 @@ def test_image_without_boxes_is_empty(tmp_path):
         ([box("1", [1, 1, 5, 5])], "has no integer id"),  # id as text
         ([box(1, [1, 1, 5, 5], image=8)], "annotation 1.*unknown image_id 8"),
         ([{**box(1, [1, 1, 5, 5]), "category_id": 2}], "annotation 1.*unknown category_id 2"),
+        ([box(1, [1, 1, 5, 5], image=[1])], r"annotation 1.*unknown image_id \[1\]"),  # a list
+        ([{**box(1, [1, 1, 5, 5]), "category_id": {}}], "annotation 1.*unknown category_id {}"),
+        ([7], "annotations entry 7.*has no integer id"),  # no object
+        ([box(1, [1, 1, 5, 5], area=float("nan"))], "annotation 1.*'area' holds NaN"),
+        ([box(1, [1, 1, 5, 5], x={"y": [float("inf")]})], "annotation 1.*'x' holds NaN"),
     ],
 )
 def test_malformed_file_is_refused_with_the_id(annotations, message, tmp_path):
     with pytest.raises(DataError, match=message):
         BoxFile(write_boxes(tmp_path, annotations))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"height": None}, "image 1.*height is None"),
+        ({"height": 0}, "image 1.*height is 0"),
+        ({"width": 40.5}, "image 1.*width is 40.5"),
+        ({"file_name": None}, "image 1.*neither a file_name nor a coco_url"),
+        ({"file_name": None, "coco_url": "http://x.org/"}, "image 1.*neither a file_name nor"),
+        ({"file_name": 5}, "image 1.*neither a file_name nor a coco_url"),
+        ({"id": "1"}, "has no integer id"),
+        ({"blur": float("nan")}, "images id 1.*'blur' holds NaN"),
+    ],
+)
+def test_malformed_image_entry_is_refused_with_the_id(change, message, tmp_path):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
+    data = json.loads(path.read_text())
+    data["images"][0] |= change
+    data["images"][0] = {k: v for k, v in data["images"][0].items() if v is not None}
+    path.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
+        BoxFile(path)
+
+
+def test_not_a_number_in_the_head_of_the_file(tmp_path):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])], info={"year": float("nan")})
+    with pytest.raises(DataError, match="'info' holds NaN"):
+        BoxFile(path)
+
+
+def test_lvis_names_its_images_by_url(tmp_path):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
+    data = json.loads(path.read_text())
+    del data["images"][0]["file_name"]
+    data["images"][0]["coco_url"] = "http://images.cocodataset.org/train2017/1.png"
+    path.write_text(json.dumps(data))
+    labels, rejects, _ = run(tmp_path, path)
+    assert len(labels["annotations"]) == 1
+    assert rejects == []
+    assert labels["images"][0]["file_name"] == "1.png"
+
+
+def test_manifest_is_last_and_proves_labels_and_rejects(tmp_path, monkeypatch):
+    order, replace = [], os.replace
+
+    def spy(source, target):
+        order.append(os.path.basename(target))
+        replace(source, target)
+
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, None)])
+    monkeypatch.setattr(os, "replace", spy)
+    _, _, manifest = run(tmp_path, path)
+    assert order == ["labels.rejects.jsonl", "labels.json", "labels.manifest.json"]
+    for key, name in (("output", "labels.json"), ("rejects", "labels.rejects.jsonl")):
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert manifest[f"{key}_sha256"] == digest
+    assert json.loads((tmp_path / "labels.manifest.json").read_text()) == manifest
+    assert "detectron2" in manifest["versions"]
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    """Upstream Detectron2 may be on the path without being installed."""
+    monkeypatch.setattr("pseudolabel.store.VERSIONED", ("masksmith-no-such-distribution",))
+    manifest = run(tmp_path, write_boxes(tmp_path, []))[2]
+    assert manifest["versions"] == {"masksmith-no-such-distribution": None}
 
 
 def test_nothing_is_written_when_the_accounts_do_not_add_up(tmp_path):
