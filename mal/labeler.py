@@ -1,11 +1,14 @@
 """MAL as a labeler: a trained checkpoint and its config become `Labeler` "mal"."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
+from yaml import YAMLError
 
 from mal.config import add_mal_config
 from mal.mask_auto_labeler import MaskAutoLabeler
@@ -14,6 +17,12 @@ from pseudolabel.config import add_masksmith_config
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
 from pseudolabel.labeler import LABELERS, MaskRecord
+
+# yacs asserts, and an unknown device or an old config version is a RuntimeError.
+CONFIG_ERRORS = (
+    *(AssertionError, AttributeError, KeyError, OSError),
+    *(RuntimeError, TypeError, ValueError),
+)
 
 
 class MALLabeler:
@@ -39,19 +48,39 @@ class MALLabeler:
 
 
 def load_config(config_file: str, opts: list[str]) -> CfgNode:
-    """The config of a MAL training run: its YAML, or the `config.yaml` of its output folder."""
+    """The config of a MAL training run: its YAML, or the `config.yaml` of its output folder.
+
+    Raises:
+        DataError: the file is missing or no config, or a key or value does not fit.
+    """
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
     device = cfg.MODEL.DEVICE
-    cfg.merge_from_file(config_file)
+    with _clear_errors(config_file, "give the YAML of a MAL training run"):
+        cfg.merge_from_file(config_file)
     # A saved config names the machine it was trained on.
     cfg.MODEL.DEVICE = device
-    cfg.merge_from_list(opts)
+    with _clear_errors("options", "give pairs of a config key and its value"):
+        cfg.merge_from_list(opts)
     # The checkpoint holds every weight; the pretraining files need not be there any more.
     cfg.MODEL.MAL.WEIGHTS = cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
     cfg.freeze()
     return cfg
+
+
+@contextmanager
+def _clear_errors(where: str, remedy: str) -> Iterator[None]:
+    """Whatever yacs, yaml and the networks say of a bad config becomes one `DataError`."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (*CONFIG_ERRORS, YAMLError) as error:
+        text = " ".join(str(error).split())
+        # yacs quotes the whole tree where a section got a plain value; the key comes last.
+        text = text if len(text) <= 300 else f"{text[:100]} ... {text[-150:]}"
+        raise DataError(where, f"cannot be used as a config of MAL ({text})", remedy) from error
 
 
 @LABELERS.register()
@@ -64,14 +93,15 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
         opts: KEY VALUE pairs that override the config, as on the command line.
 
     Raises:
-        DataError: config or weights are not named, or the checkpoint does not fit the config.
+        DataError: config or weights are not named or unusable, or do not fit each other.
     """
     if not config_file or not weights:
         raise DataError(
             "labeler 'mal'", "needs a config and weights", "give --config-file and --weights"
         )
     cfg = load_config(config_file, opts or [])
-    model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
+    with _clear_errors(config_file, "correct the value, or override it with KEY VALUE"):
+        model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
     load_strictly(model, weights)
     description = {
         "network": cfg.MODEL.MAL.TEST.NETWORK,

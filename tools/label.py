@@ -18,11 +18,12 @@ from detectron2.utils.logger import setup_logger
 import mal.labeler  # noqa: F401  (registers the labeler "mal")
 import pseudolabel.yardsticks  # noqa: F401  (registers filled_box, ellipse, grabcut)
 from pseudolabel.errors import DataError
+from pseudolabel.files import refuse_overwrite
 from pseudolabel.label_job import label_images
-from pseudolabel.labeler import LABELERS
+from pseudolabel.labeler import LABELERS, Labeler
 from pseudolabel.loader import seed_everything
 from pseudolabel.progress import Progress
-from pseudolabel.store import BoxFile, write_label_file
+from pseudolabel.store import BoxFile, output_paths, write_label_file
 
 logger = logging.getLogger("masksmith.label")
 
@@ -42,18 +43,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def build_labeler(args: argparse.Namespace) -> Labeler:
+    """The labeler that the command line names; options that it does not have are refused."""
+    if args.labeler not in LABELERS:
+        raise DataError("--labeler", f"unknown name {args.labeler!r}", "see --help")
+    options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
+    if args.labeler == "mal":
+        return LABELERS.get(args.labeler)(**options)
+    given = [str(value) for value in options.values() if value]
+    if given:
+        raise DataError(
+            f"--labeler {args.labeler}", f"has no options, got {', '.join(given)}", "leave them out"
+        )
+    return LABELERS.get(args.labeler)()
+
+
 def main(args: argparse.Namespace) -> int:
     """Labels, writes, and prints the accounts. Returns 0; 1 with one clear error line."""
     for name in ("masksmith", "mal", "pseudolabel"):
         setup_logger(name=name)
     seed_everything(args.seed)
     try:
-        options = {}
-        if args.labeler == "mal":
-            options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
-        if args.labeler not in LABELERS:
-            raise DataError("--labeler", f"unknown name {args.labeler!r}", "see --help")
-        labeler = LABELERS.get(args.labeler)(**options)
+        refuse_overwrite(args.boxes, *output_paths(args.output))
+        labeler = build_labeler(args)
         source = BoxFile(args.boxes)
         started = time.perf_counter()
         progress = Progress(len(source.data["annotations"]), "boxes", logger)
@@ -62,6 +74,11 @@ def main(args: argparse.Namespace) -> int:
         manifest = write_label_file(args.output, source, result, labeler.describe(), extra)
     except DataError as error:
         logger.error("%s", error)
+        return 1
+    except OSError as error:
+        # A failing write does not know its file; the output is the only one written.
+        where, problem = error.filename or args.output, error.strerror or error
+        logger.error("%s: %s. Remedy: check disk space and rights, then repeat.", where, problem)
         return 1
     logger.info("%s: %d boxes in, %s", args.output, manifest["annotations_in"], manifest["counts"])
     return 0

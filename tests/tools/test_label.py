@@ -1,0 +1,115 @@
+"""tools/label.py: what it refuses, and that it then changes nothing."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pseudolabel.errors import DataError
+from pseudolabel.store import output_paths
+from tests.tiny import write_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+# A real limit on file size stands in for a full disk.
+SMALL_DISK = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "bad.yaml").write_text("MODEL: {MAL: {NO_SUCH_KEY: 1}}")
+    (tmp_path / "broken.yaml").write_text("{")
+    (tmp_path / "empty.yaml").write_text("")
+    (tmp_path / "good.yaml").write_text("VERSION: 2")
+    return tmp_path
+
+
+def run(folder, *arguments, output="labels.json", start=()):
+    command = [sys.executable, *start, str(ROOT / "tools/label.py"), "--images", "."]
+    command += ["--boxes", "instances.json", "--output", output, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def state(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def assert_refused(done, message):
+    assert done.returncode == 1, done.stdout
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "INFO" not in line]
+    assert len(lines) == 1, lines
+    assert message in lines[0]
+    assert "Remedy" in lines[0]
+
+
+def test_labels_with_rejects_and_manifest(folder):
+    done = run(folder, "--labeler", "ellipse")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(json.loads((folder / "labels.json").read_text())["annotations"]) == 8
+    assert (folder / "labels.manifest.json").is_file()
+    assert (folder / "labels.rejects.jsonl").read_text() == ""
+
+
+MAL = ("--labeler", "mal", "--weights", "x.pth", "--config-file")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--labeler", "elipse"), "unknown name 'elipse'"),
+        (("--labeler", "ellipse", "--weights", "x.pth"), "has no options, got x.pth"),
+        (("--labeler", "ellipse", "--config-file", "good.yaml"), "has no options, got good.yaml"),
+        (("--labeler", "ellipse", "SEED", "3"), "has no options, got .'SEED', '3'"),
+        ((*MAL, "absent.yaml"), "absent.yaml.* does not exist"),
+        ((*MAL, "bad.yaml"), "bad.yaml.*NO_SUCH_KEY"),
+        ((*MAL, "broken.yaml"), "broken.yaml"),  # no YAML
+        ((*MAL, "empty.yaml"), "empty.yaml"),
+        ((*MAL, "good.yaml", "MODEL.MAL.NO_SUCH_KEY", "1"), "options.*NO_SUCH_KEY"),
+        ((*MAL, "good.yaml", "SEED"), "options.*odd length"),
+        ((*MAL, "good.yaml", "MODEL", "1"), "options.*config key: MODEL"),  # a whole section
+        ((*MAL, "good.yaml", "MODEL.MAL.ENCODER.STEM", "zz"), "good.yaml.*stem must be one of"),
+    ],
+)
+def test_one_clear_error_for_bad_options(arguments, message, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    spec = importlib.util.spec_from_file_location("label_command", ROOT / "tools/label.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json", *arguments]
+    with pytest.raises(DataError, match=message) as error:
+        command.build_labeler(command.parse_args(given))
+    assert len(str(error.value)) < 500
+
+
+def test_a_bad_config_ends_the_command_in_one_line(folder):
+    before = state(folder)
+    assert_refused(run(folder, *MAL, "bad.yaml"), "NO_SUCH_KEY")
+    assert state(folder) == before
+
+
+def test_the_input_is_never_replaced(folder):
+    before = state(folder)
+    output = f"../{folder.name}/instances.json"
+    assert_refused(run(folder, "--labeler", "ellipse", output=output), "would replace the input")
+    assert state(folder) == before
+
+
+def test_manifest_and_rejects_are_outputs_too():
+    names = [path.name for path in output_paths("x/labels.json")]
+    assert names == ["labels.json", "labels.rejects.jsonl", "labels.manifest.json"]
+
+
+@pytest.mark.parametrize("limit", [600, 1300])  # the manifest does not fit; the labels do not fit
+def test_full_disk_changes_none_of_the_three_files(limit, folder):
+    for path in output_paths(folder / "labels.json"):
+        path.write_text("old")
+    before = state(folder)
+    done = run(folder, "--labeler", "ellipse", start=("-c", SMALL_DISK.format(limit)))
+    assert_refused(done, "labels.json: File too large")
+    assert state(folder) == before
