@@ -9,15 +9,13 @@ else stays as it is, in its order, keys unknown to us included.
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import os
+import sys
 from pathlib import Path
 from typing import Any
 
-
-class StripError(ValueError):
-    """The input cannot be stripped; the message names file, annotation and remedy."""
+from pseudolabel.errors import DataError
+from pseudolabel.files import read_json, refuse_overwrite, write_json
+from pseudolabel.store import is_box
 
 
 def strip_masks(data: dict[str, Any], source: str) -> dict[str, Any]:
@@ -27,68 +25,62 @@ def strip_masks(data: dict[str, Any], source: str) -> dict[str, Any]:
         source: name of the file, for errors.
 
     Raises:
-        StripError: no list of annotations, or an annotation without a usable box.
+        DataError: no list of annotations, or an annotation without a usable box.
     """
-    records = data.get("annotations") if isinstance(data, dict) else None
+    records = data.get("annotations")
     if not isinstance(records, list):
-        raise StripError(
-            f"{source}: no list of annotations; give an instances file of COCO or LVIS"
-        )
+        raise DataError(source, "no list of annotations", "give an instances file of COCO or LVIS")
     return {**data, "annotations": [_boxes_only(record, source) for record in records]}
 
 
 def _boxes_only(record: dict[str, Any], source: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        problem = f"an annotation is {record!r:.80}, no JSON object"
+        raise DataError(source, problem, "remove it")
     box = record.get("bbox")
-    if not _is_box(box):
-        raise StripError(
-            f"{source}: annotation {record.get('id')} has bbox {box!r}, not four finite numbers "
-            "x, y, width, height with width and height >= 0; add its box or remove the annotation"
+    if not is_box(box) or min(box[2:]) < 0:
+        raise DataError(
+            source,
+            f"bbox is {box!r:.200}, not four finite numbers x, y, width, height with width and "
+            "height >= 0",
+            "add its box or remove the annotation",
+            f"annotation {record.get('id')}",
         )
     kept = {key: value for key, value in record.items() if key != "segmentation"}
     return {**kept, "area": box[2] * box[3]}
 
 
-def _is_box(box: Any) -> bool:
-    if not isinstance(box, list) or len(box) != 4:
-        return False
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in box):
-        return False
-    return all(map(math.isfinite, box)) and box[2] >= 0 and box[3] >= 0
-
-
-def write_atomically(data: dict[str, Any], target: Path) -> None:
-    """Write JSON so that `target` is the old file or the whole new one, never a part."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("w", encoding="utf-8") as stream:
-            json.dump(data, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def main() -> None:
+def main() -> int:
+    """Writes the copy. Returns 0; 1 with one clear error line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("input", type=Path)
     parser.add_argument("output", type=Path)
     options = parser.parse_args()
     try:
-        data = json.loads(options.input.read_text(encoding="utf-8"))
+        refuse_overwrite(options.input, options.output)
+        data = read_json(options.input)
         stripped = strip_masks(data, str(options.input))
-    except json.JSONDecodeError as error:
-        parser.exit(1, f"{options.input}: not JSON ({error}); fetch or export the file anew\n")
-    except (OSError, StripError) as error:
-        parser.exit(1, f"{error}\n")
-    write_atomically(stripped, options.output)
+        write_json(options.output, stripped)
+    except DataError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        where, problem = error.filename or options.output, error.strerror or error
+        print(f"{where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+        return 1
+    except ValueError:
+        print(
+            f"{options.input}: NaN or infinity outside the boxes is no JSON. Remedy: replace it.",
+            file=sys.stderr,
+        )
+        return 1
     masks = sum("segmentation" in record for record in data["annotations"])
     print(
         f"{options.output}: {len(stripped['annotations'])} boxes on {len(data.get('images', []))} "
         f"images; {masks} masks removed"
     )
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -59,6 +59,7 @@ def test_only_masks_and_areas_change(tmp_path):
         [1, 2, -3, 4],
         [1, 2, "3", 4],
         [1, 2, True, 4],
+        [1, 2, 1e200, 1e200],  # an infinite area
         [1, 2, float("nan"), 4],  # Python reads and writes NaN in JSON
     ],
 )
@@ -76,7 +77,13 @@ def test_annotation_without_a_usable_box(tmp_path, box):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "not JSON"), ("[]", "no list of annotations"), ('{"images": []}', "no list of")],
+    [
+        ("{", "not valid JSON"),
+        ("[]", "no JSON object"),
+        ('{"images": []}', "no list of annotations"),
+        ('{"annotations": [3]}', "an annotation is 3"),
+        ('{"annotations": [], "info": NaN}', "NaN or infinity"),
+    ],
 )
 def test_not_an_instances_file(tmp_path, text, message):
     source = tmp_path / "full.json"
@@ -87,6 +94,14 @@ def test_not_an_instances_file(tmp_path, text, message):
     assert "full.json" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "boxes.json").exists()
+
+
+def test_the_input_is_never_replaced(tmp_path):
+    source = write(tmp_path / "full.json", DATA)
+    done = run(source, tmp_path / "deep" / ".." / "full.json")
+    assert done.returncode == 1
+    assert "would replace the input" in done.stderr
+    assert json.loads(source.read_text()) == DATA
 
 
 def test_missing_input(tmp_path):
@@ -102,8 +117,13 @@ def test_full_disk_leaves_the_old_file(tmp_path):
     limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
     limit += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     done = subprocess.run(
-        [sys.executable, "-c", limit, SCRIPT, source, target], capture_output=True, check=False
+        [sys.executable, "-c", limit, SCRIPT, source, target],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert done.returncode != 0
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{target}: File too large")
+    assert done.stderr.count("\n") == 1
     assert json.loads(target.read_text()) == "old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["boxes.json", "full.json"]
