@@ -3,8 +3,6 @@
 import argparse
 import logging
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -169,11 +167,8 @@ def test_conv_stem_leaves_the_projection_out_and_says_so(tmp_path, caplog):
     assert torch.equal(loaded, source.vit.blocks[1].mlp.fc1.weight.half().float())
 
 
-def test_real_deit_weights():
-    root = os.environ.get("MASKSMITH_DATA")
-    path = Path(root or "") / "weights" / "deit_tiny_patch16_224.fp16.pth"
-    if not root or not path.is_file():
-        pytest.skip("MASKSMITH_DATA with the DeiT weights is not set")
+def test_real_deit_weights(data_dir):
+    path = data_dir / "weights" / "deit_tiny_patch16_224.fp16.pth"
     encoder = ViTEncoder(name="vit_tiny_patch16_224", image_size=96, weights=path).eval()
     assert encoder.vit.pos_embed.shape == (1, 37, 192)
     with torch.inference_mode():
