@@ -58,7 +58,7 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     add_mal_config(cfg)
     device = cfg.MODEL.DEVICE
     with _clear_errors(config_file, "give the YAML of a MAL training run"):
-        cfg.merge_from_file(config_file)
+        cfg.merge_from_file(config_file, allow_unsafe=False)
     # A saved config names the machine it was trained on.
     cfg.MODEL.DEVICE = device
     with _clear_errors("options", "give pairs of a config key and its value"):
