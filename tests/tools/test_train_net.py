@@ -17,7 +17,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def write_config(method, json_file, output, *opts):
     """A tiny config as a file, with its own data set registered by the file alone."""
-    short = ["SOLVER.MAX_ITER", 2, "SOLVER.WARMUP_ITERS", 1, "SOLVER.STEPS", (), *opts]
+    short = [
+        "SOLVER.MAX_ITER",
+        2,
+        "SOLVER.BASE_LR",
+        0.0002,
+        "SOLVER.WARMUP_ITERS",
+        1,
+        "SOLVER.STEPS",
+        (),
+        *opts,
+    ]
     cfg = tiny_config(method, json_file, output, short)
     path = output.with_suffix(".yaml")
     path.write_text(cfg.dump())
