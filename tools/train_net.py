@@ -37,7 +37,7 @@ def setup(args) -> CfgNode:
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
-    cfg.merge_from_file(args.config_file)
+    cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
     cfg.freeze()
