@@ -144,6 +144,10 @@ class MaskAutoLabeler(nn.Module):
         self.teacher.eval()
         return self
 
+    def begin_training(self) -> None:
+        """A new run, be it from the weights of an earlier one, warms its losses up anew."""
+        self.steps.zero_()
+
     def update_teacher(self) -> None:
         """One EMA step; the trainer calls it after every optimizer step."""
         update_ema(self.teacher, self.student, self.momentum)

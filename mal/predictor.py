@@ -57,7 +57,7 @@ class BoxPredictor:
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
         clipped = [clip_box(box, height, width) for box in boxes]
         windows = [test_window(box, self.margin) for box in clipped]
-        areas = torch.tensor([(b[2] - b[0]) * (b[3] - b[1]) for b in boxes])
+        areas = torch.tensor([(b[2] - b[0]) * (b[3] - b[1]) for b in clipped])
         maps = self._probabilities(image, windows, areas)
         results: dict[str, list[MaskRecord]] = {name: [] for name in self.networks}
         for index, box in enumerate(boxes):

@@ -94,6 +94,9 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         # The loader is built before the checkpoint is read; its iterator is not.
         self._train_loader.seek(self.start_iter)
+        model = unwrap(self.model)
+        if self.start_iter == 0 and hasattr(model, "begin_training"):
+            model.begin_training()
         if self.start_iter >= self.max_iter:
             logger.warning(
                 "this run is finished: the checkpoint is at iteration %d of SOLVER.MAX_ITER %d; "

@@ -104,6 +104,18 @@ def test_corrupt_training_image_is_named(tmp_path):
             trainer.train()
 
 
+def test_fine_tuning_from_a_checkpoint_warms_the_losses_up_anew(tmp_path):
+    json_file = write_coco(tmp_path)
+    opts = ["SOLVER.MAX_ITER", 3, "DATASETS.TEST", "()"]
+    first = train(tiny_config("mal/sample", json_file, tmp_path / "first", opts))
+    assert int(first.model.steps) == 3
+    opts += ["MODEL.WEIGHTS", str(tmp_path / "first/model_final.pth")]
+    second = build(tiny_config("mal/sample", json_file, tmp_path / "second", opts))
+    assert int(second.model.steps) == 0
+    name = "student.decoder.key.0.weight"
+    assert torch.equal(second.model.state_dict()[name], first.model.state_dict()[name])
+
+
 def test_unknown_optimizer_is_refused(tmp_path):
     cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
     cfg.SOLVER.OPTIMIZER = "Adam"
