@@ -7,7 +7,8 @@
 
 DIR holds annotations/instances_train.json, annotations/instances_val.json and images/ (or COCO's
 own names: instances_train2017.json with train2017/). The human masks of train are used by the
-human arm only, those of val by the evaluation only: MAL and the labels see boxes.
+human arm only (left out where train has none), those of val by the evaluation only: MAL and the
+labels see boxes.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from stages import ROOT, Runner, Stage, StageError, say
 from tables import experiment_table
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import expand_path, write_json
+from pseudolabel.files import expand_path, read_json, write_json
 
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
 ARMS = ("mal", "human")
@@ -103,6 +104,23 @@ class Experiment:
         """The pseudo-label file of a labeler on a split."""
         return self.output / f"labels_{labeler}_{split}.json"
 
+    def arms(self) -> list[str]:
+        """The detectors to train: the one on human masks only where train has them."""
+        return [arm for arm in ARMS if arm != "human" or has_masks(self.splits["train"][0])]
+
+    def check(self) -> None:
+        """Fails before the first stage where the table could not be made at the end.
+
+        Raises:
+            DataError: val has no human masks to compare with.
+        """
+        if not has_masks(self.splits["val"][0]):
+            raise DataError(
+                self.splits["val"][0],
+                "has no masks, so nothing could be measured",
+                "give human masks for val; to label boxes alone, follow README's single steps",
+            )
+
     def prepare(self) -> list[list[Stage]]:
         """Stages before the splits are known: make the sample."""
         outputs = [self.data / f"annotations/instances_{s}.json" for s in ("train", "val")]
@@ -119,7 +137,7 @@ class Experiment:
             [self._label("filled_box", "val"), self._label("ellipse", "val"), *start],
             [self._train_mal(), self._label("grabcut", "val")],
             [self._label("mal", "val"), self._label("mal", "train")],
-            [self._train_rcnn(arm) for arm in ARMS],
+            [self._train_rcnn(arm) for arm in self.arms()],
         ]
 
     def register(self, train: Path) -> str:
@@ -196,6 +214,12 @@ class Experiment:
         return Stage(f"label_{labeler}_{split}", command, inputs, [output], seconds=20)
 
 
+def has_masks(json_file: Path) -> bool:
+    """Whether a COCO JSON holds the mask of anything but crowds."""
+    annotations = read_json(json_file)["annotations"]
+    return any(a.get("segmentation") and not a.get("iscrowd", 0) for a in annotations)
+
+
 def config_files(config: Path) -> list[Path]:
     """A config, the bases below it, and the weights that it starts from: what decides its run."""
     base = yaml.safe_load(config.read_text()).get("_BASE_")
@@ -221,8 +245,9 @@ def main() -> int:
         if experiment.generated:
             seconds |= Runner(experiment.output, experiment.prepare()).run()
             experiment.splits = experiment._find_splits()
+        experiment.check()
         seconds |= Runner(experiment.output, experiment.plan()).run()
-        result = collect(experiment, seconds, LABELERS, ARMS)
+        result = collect(experiment, seconds, LABELERS, experiment.arms())
         # The page shows the table of this file.
         write_json(experiment.output / "result.json", result, indent=1)
         page = write_page(experiment, LABELERS)
