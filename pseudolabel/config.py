@@ -21,8 +21,6 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # AdamW only: beta 1, beta 2 and epsilon.
     cfg.SOLVER.BETAS = (0.9, 0.999)
     cfg.SOLVER.EPS = 1e-8
-    # Saved configs of earlier runs hold this key, which nothing reads.
-    cfg.register_deprecated_key("TEST.LOG_PERIOD")
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from mal.labeler import load_config
 from mal.mask_auto_labeler import MaskAutoLabeler, build_network
 from mal.network import load_network, save_network
 from mal.pasted_blobs import MIN_PIXELS, make_exercise, random_blob
@@ -117,3 +118,13 @@ def test_unusable_network_file_is_named(damage, message, tmp_path):
     damage(path)
     with pytest.raises(DataError, match=rf"net\.safetensors.*{message}"):
         load_network(network, path)
+
+
+def test_the_shipped_start_fits_its_config_and_stays_small(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    cfg = load_config("configs/mal/sample.yaml", [])
+    network = build_network(cfg)
+    path = ROOT / "configs/mal/weights/sample_pretext.safetensors"
+    load_network(network, path)
+    assert path.stat().st_size <= 10e6
+    assert all(torch.isfinite(value).all() for value in network.state_dict().values())

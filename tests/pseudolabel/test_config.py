@@ -28,12 +28,3 @@ def test_a_config_equals_its_own_dump():
     one = {"name": "a", "json": "a.json", "image_root": "."}
     cfg = config("DATASETS.REGISTER", [one], "DATASETS.TRAIN", ("a",))
     assert config_changes(cfg.dump(), cfg.dump()) == []
-
-
-def test_saved_configs_with_the_retired_key_can_be_read(tmp_path):
-    saved = tmp_path / "config.yaml"
-    saved.write_text("TEST:\n  LOG_PERIOD: 5.0\n  EVAL_PERIOD: 3\n")
-    cfg = config()
-    cfg.merge_from_file(str(saved))
-    assert cfg.TEST.EVAL_PERIOD == 3
-    assert "LOG_PERIOD" not in cfg.TEST
