@@ -131,10 +131,9 @@ class Experiment:
         """The stages; those of one inner list run side by side."""
         strip = [self._strip(split) for split in ("train", "val")]
         weights = [self._convert_weights()] if self.pretrained else []
-        start = [self._evaluate_start()] if config_key(self.mal_config, "WEIGHTS") else []
         return [
             strip + weights,
-            [self._label("filled_box", "val"), self._label("ellipse", "val"), *start],
+            [self._label("filled_box", "val"), self._label("ellipse", "val")],
             [self._train_mal(), self._label("grabcut", "val")],
             [self._label("mal", "val"), self._label("mal", "train")],
             [self._train_rcnn(arm) for arm in self.arms()],
@@ -167,14 +166,6 @@ class Experiment:
         command += ["DATASETS.REGISTER", self.register(train)]
         command += ["DATASETS.TRAIN", "('demo_train',)", "DATASETS.TEST", "('demo_val',)"]
         return [*command, "OUTPUT_DIR", str(run_dir), "SEED", str(self.seed)]
-
-    def _evaluate_start(self) -> Stage:
-        run_dir, boxes = self.output / "start", self.boxes("train")
-        command = self._command(self.mal_config, boxes, run_dir)
-        command.insert(1, "--eval-only")
-        output = run_dir / "inference/demo_val/mask_iou.json"
-        inputs = [boxes, self.splits["val"][0], *config_files(self.mal_config)]
-        return Stage("evaluate_start", command, inputs, [output], seconds=12)
 
     def _train(self, name: str, config: Path, train: Path, seconds: float) -> Stage:
         run_dir = self.output / name
@@ -224,15 +215,14 @@ def config_files(config: Path) -> list[Path]:
     """A config, the bases below it, and the weights that it starts from: what decides its run."""
     base = yaml.safe_load(config.read_text()).get("_BASE_")
     files = [config, *(config_files(config.parent / base) if base else [])]
-    mal = config_key(config, "MAL", "MODEL") or {}
-    weights = [mal.get("WEIGHTS"), mal.get("ENCODER", {}).get("WEIGHTS")]
-    return list(dict.fromkeys(files + [ROOT / expand_path(path) for path in weights if path]))
+    weights = config_key(config, "WEIGHTS", "MODEL", "MAL", "ENCODER")
+    return list(dict.fromkeys(files + ([ROOT / expand_path(weights)] if weights else [])))
 
 
 def config_key(config: Path, key: str, *section: str):
     """A key of a config file, bases included; None where no file sets it."""
     node = CfgNode.load_yaml_with_base(str(config))
-    for name in section or ("MODEL", "MAL"):
+    for name in section:
         node = node.get(name, {})
     return node.get(key)
 

@@ -65,10 +65,6 @@ def collect(
             for name in labelers
         },
         "labelled_by": _labeler_facts(experiment, labelers),
-        # The network that MAL starts from, where a self-supervised one is configured.
-        "start_evaluation": _optional_json(
-            experiment.output / "start/inference/demo_val/mask_iou.json"
-        ),
         "mal_evaluation": _optional_json(
             experiment.output / "mal/inference/demo_val/mask_iou.json"
         ),

@@ -89,10 +89,6 @@ def _labels_table(result: dict[str, Any]) -> str:
         [_labeler_name(result, name), *(_iou(table[key]) for key in ("mIoU", *SIZE_BINS))]
         for name, table in tables.items()
     ]
-    if result.get("start_evaluation"):
-        table = result["start_evaluation"]["teacher"]
-        numbers = [_iou(table[key]) for key in ("mIoU", *SIZE_BINS)]
-        rows.insert(-1, ["MAL's self-supervised start, before any box", *numbers])
     return markdown_table(["labels", f"mIoU (n={counts['n']})", *sizes], rows)
 
 

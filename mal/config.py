@@ -41,9 +41,6 @@ def _add_sample_keys(mal: CfgNode) -> None:
 
 def _add_network_keys(mal: CfgNode) -> None:
     """Encoder and decoder of student and teacher."""
-    # Safetensors file with a whole pretrained network, encoder and decoder ("" for none).
-    mal.WEIGHTS = ""
-
     mal.ENCODER = CfgNode()
     # A plain ViT of timm.
     mal.ENCODER.NAME = "vit_base_patch16_224"

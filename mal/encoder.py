@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pseudolabel.files import atomic_write
+
 logger = logging.getLogger(__name__)
 
 STEMS = ("patch", "conv")
@@ -169,10 +171,11 @@ def load_encoder_weights(encoder: ViTEncoder, path: str | Path) -> None:
         projection = {key for key in unexpected if key.startswith("patch_embed.")}
         untrained = {key for key in missing if key.startswith("patch_embed.")}
         missing, unexpected = missing - untrained, unexpected - projection
-        logger.warning(
-            "%s: %d stem tensors stay at their random initialisation, %d of the file unused (%s)",
-            path, len(untrained), len(projection), ", ".join(sorted(projection)) or "none",
-        )  # fmt: skip
+        if untrained or projection:
+            logger.warning(
+                "%s: %d stem tensors keep their random initialisation, %d of the file unused (%s)",
+                *(path, len(untrained), len(projection), ", ".join(sorted(projection)) or "none"),
+            )
     reshaped = [
         f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
         for key in sorted(wanted.keys() & state.keys())
@@ -211,6 +214,15 @@ def _build_vit(name: str, image_size: int, drop_path: float, overrides: dict[str
     if not isinstance(vit, VisionTransformer):
         raise ValueError(f"{name} is a {type(vit).__name__}; a plain VisionTransformer is needed")
     return vit
+
+
+def save_encoder_weights(encoder: ViTEncoder, path: str | Path) -> None:
+    """Writes a safetensors file for `load_encoder_weights`, in half precision, atomically."""
+    from safetensors.torch import save
+
+    state = {name: value.half().contiguous() for name, value in encoder.vit.state_dict().items()}
+    with atomic_write(path, "wb") as file:
+        file.write(save(state))
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

@@ -63,8 +63,8 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     cfg.MODEL.DEVICE = device
     with _clear_errors("options", "give pairs of a config key and its value"):
         cfg.merge_from_list(opts)
-    # The checkpoint holds every weight; the pretraining files need not be there any more.
-    cfg.MODEL.MAL.WEIGHTS = cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
+    # The checkpoint holds every weight; the pretraining file need not be there any more.
+    cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
     cfg.freeze()
     return cfg
 

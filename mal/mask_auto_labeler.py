@@ -16,7 +16,7 @@ from mal.encoder import ViTEncoder
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.mean_field import initial_state, mean_field, mean_field_kernel
 from mal.mil import mil_loss, warmup
-from mal.network import MaskNetwork, load_network
+from mal.network import MaskNetwork
 from mal.predictor import BoxPredictor
 from pseudolabel.ema import init_teacher, update_ema
 from pseudolabel.files import expand_path
@@ -203,7 +203,4 @@ def build_network(cfg: CfgNode) -> MaskNetwork:
         scales=tuple(mal.DECODER.SCALES),
         upsample=mal.DECODER.UPSAMPLE,
     )
-    network = MaskNetwork(encoder, decoder)
-    if mal.WEIGHTS:
-        load_network(network, expand_path(mal.WEIGHTS))
-    return network
+    return MaskNetwork(encoder, decoder)

@@ -30,7 +30,8 @@ SOURCES = 4
 class MaskPretrainer(nn.Module):
     """Trains the student network of MAL on pasted blobs with dice and cross-entropy.
 
-    The checkpoint's `student.*` entries are what `tools/export_weights.py` writes out.
+    `tools/export_weights.py` writes the encoder of its checkpoint out for MAL; the decoder has done
+    its work then.
 
     Args:
         student: network with (images (B, 3, S, S), areas (B,)) -> logits (B, M, M).

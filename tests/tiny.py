@@ -70,7 +70,6 @@ def tiny_config(method: str, json_file: Path, output: Path, opts: list | None = 
     cfg.SOLVER.CHECKPOINT_PERIOD = 10
     mal = cfg.MODEL.MAL
     mal.CROP_SIZE, mal.MAP_SIZE, mal.CRF.ITERATIONS = 32, 16, 10
-    mal.WEIGHTS = ""
     mal.ENCODER.STEM, mal.ENCODER.PATCH_SIZE, mal.ENCODER.WEIGHTS = "conv", 8, ""
     mal.ENCODER.EMBED_DIM, mal.ENCODER.DEPTH, mal.ENCODER.NUM_HEADS = 16, 1, 2
     mal.DECODER.HIDDEN_DIM = mal.DECODER.OUT_DIM = 8

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the student of a checkpoint as a small safetensors file for MODEL.MAL.WEIGHTS.
+"""Writes the encoder of a checkpoint as a small file for MODEL.MAL.ENCODER.WEIGHTS.
 
     tools/export_weights.py --config-file output/pretext/config.yaml \\
         --weights output/pretext/model_final.pth --output configs/mal/weights/x.safetensors
@@ -9,9 +9,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from mal.encoder import save_encoder_weights
 from mal.labeler import load_config
 from mal.mask_auto_labeler import build_network
-from mal.network import save_network
 from pseudolabel.checkpoints import load_strictly
 from pseudolabel.errors import DataError
 
@@ -26,7 +26,7 @@ def main() -> int:
     try:
         network = build_network(load_config(args.config_file, []))
         load_strictly(network, args.weights, prefix="student.")
-        save_network(network, args.output)
+        save_encoder_weights(network.encoder, args.output)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

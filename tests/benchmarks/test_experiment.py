@@ -71,4 +71,4 @@ def test_missing_split_is_named(tmp_path):
 
 def test_a_config_counts_with_its_bases_and_its_weights():
     names = {path.name for path in config_files(ROOT / "configs/mal/sample.yaml")}
-    assert names == {"sample.yaml", "mal_small.yaml", "mal.yaml", "sample_pretext.safetensors"}
+    assert names == {"sample.yaml", "mal_small.yaml", "mal.yaml", "sample_encoder.safetensors"}
