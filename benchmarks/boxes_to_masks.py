@@ -29,7 +29,7 @@ from pseudolabel.files import expand_path, read_json, write_json
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
 ARMS = ("mal", "human")
 # Seconds of the two long stages on two idle cores, for the ETA alone.
-SECONDS = {"sample": (130, 350), "nuclei": (160, 300), "own": (130, 350)}
+SECONDS = {"sample": (190, 400), "nuclei": (160, 300), "own": (190, 400)}
 
 
 def parse_args() -> argparse.Namespace:
