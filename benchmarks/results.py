@@ -16,7 +16,7 @@ from fvcore.common.config import CfgNode
 from stages import ROOT
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import file_hash, read_json, write_json
+from pseudolabel.files import file_hash, nan_to_null, read_json, write_json
 from pseudolabel.mask_iou import score_label_file
 from pseudolabel.store import VERSIONED
 
@@ -61,7 +61,7 @@ def collect(
         "hardware": hardware(),
         "seconds": dict(seconds),
         "labels": {
-            name: _without_nan(score_label_file(experiment.labels(name, "val"), truth))
+            name: nan_to_null(score_label_file(experiment.labels(name, "val"), truth))
             for name in labelers
         },
         "labelled_by": _labeler_facts(experiment, labelers),
@@ -117,20 +117,12 @@ def _arm(run_dir: Path) -> dict[str, Any]:
         raise DataError(path, "holds no evaluation of masks", "evaluate on val after training")
     last = evaluated[max(evaluated)]
     numbers = {k: v for k, v in last.items() if k.startswith(("segm/", "bbox/"))}
-    history = [[step, evaluated[step]["segm/AP"]] for step in sorted(evaluated)]
+    history = nan_to_null({step: evaluated[step]["segm/AP"] for step in sorted(evaluated)})
     return {
         "iteration": last["iteration"],
-        **_without_nan(numbers),
-        "history": [[step, _number(ap)] for step, ap in history],
+        **nan_to_null(numbers),
+        "history": [[step, ap] for step, ap in history.items()],
     }
-
-
-def _number(value: float) -> float | None:
-    return None if value != value else value
-
-
-def _without_nan(table: dict[str, float]) -> dict[str, float | None]:
-    return {key: _number(value) for key, value in table.items()}
 
 
 def _optional_json(path: Path) -> dict | None:

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_crop
 from mal.views import student_view
-from pseudolabel.errors import DataError
 from pseudolabel.evaluation import MaskIoUEvaluator
-from pseudolabel.files import read_image
+from pseudolabel.files import check_image_size, read_image
 from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.mask_iou import TrueMasks
@@ -27,8 +26,6 @@ logger = logging.getLogger(__name__)
 
 # Above this share of boxes left out by a filter, the user hears of it.
 EXCLUDED_WARNING = 0.05
-
-
 # Left-out boxes that a warning names; it counts the rest.
 NAMED = 10
 
@@ -117,23 +114,20 @@ class BoxCropMapper:
 
     def __call__(self, record: dict) -> dict:
         image = self._read(record["file_name"])
-        height, width = check_size(image, record)
+        height, width = record["height"], record["width"]
+        check_image_size(image, record["file_name"], height, width, f"image {record['image_id']}")
         # The loader seeds numpy's global generator for this sample.
         rng = np.random.default_rng(np.random.randint(2**31))
         box = np.asarray(record["box"])
-        window = train_window(box, rng, self.margin, self.gated)
-        crop = resize_image(wrap_crop(image, window), self.crop_size)
-        inside = wrap_crop(box_mask(box, height, width, self.inclusive), window)
-        inside = resize_mask(inside, self.crop_size)
-        if rng.random() < 0.5:
-            crop, inside = crop[:, ::-1], inside[:, ::-1]
-        crop = np.ascontiguousarray(crop)
+        filled = box_mask(box, height, width, self.inclusive)
+        options = {"size": self.crop_size, "margin": self.margin, "gated": self.gated}
+        crop, inside = training_crop(rng, image, filled, box, **options)
         x0, y0, x1, y1 = record["box"]
         return {
             **{key: record[key] for key in ("file_name", "image_id", "annotation_id")},
             "student_view": to_tensor(student_view(crop, rng)),
             "teacher_view": to_tensor(crop),
-            "box_mask": torch.from_numpy(np.ascontiguousarray(inside)),
+            "box_mask": torch.from_numpy(inside),
             "box_area": float((x1 - x0) * (y1 - y0)),
         }
 
@@ -143,17 +137,35 @@ def to_tensor(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def check_size(image: np.ndarray, record: dict) -> tuple[int, int]:
-    """Height and width of the image; they must be those that the JSON states."""
-    height, width = image.shape[:2]
-    if (height, width) != (record["height"], record["width"]):
-        raise DataError(
-            record["file_name"],
-            f"is {width}x{height}, the JSON says {record['width']}x{record['height']}",
-            "correct the JSON or the image; boxes refer to the JSON's size",
-            record=f"image {record['image_id']}",
-        )
-    return height, width
+def training_crop(
+    rng: np.random.Generator,
+    image: np.ndarray,
+    mask: np.ndarray,
+    box: np.ndarray,
+    *,
+    size: int,
+    margin: float,
+    gated: bool,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A random window around a box, resized to a square and flipped half of the time.
+
+    Args:
+        rng: the only source of randomness.
+        image: uint8 (H, W, 3).
+        mask: uint8 (H, W), cut out alike.
+        box: XYXY (4,), inside the image.
+        size: S.
+        margin, gated: of `train_window`.
+
+    Returns:
+        uint8 (S, S, 3) and uint8 (S, S), contiguous.
+    """
+    window = train_window(box, rng, margin, gated)
+    crop = resize_image(wrap_crop(image, window), size)
+    inside = resize_mask(wrap_crop(mask, window), size)
+    if rng.random() < 0.5:
+        crop, inside = crop[:, ::-1], inside[:, ::-1]
+    return np.ascontiguousarray(crop), np.ascontiguousarray(inside)
 
 
 class ImageBoxes(Dataset):
@@ -193,7 +205,8 @@ class ImageBoxes(Dataset):
     def __getitem__(self, index: int) -> dict:
         record = self.records[index]
         image = read_image(record["file_name"])
-        check_size(image, record)
+        where = f"image {record['image_id']}"
+        check_image_size(image, record["file_name"], record["height"], record["width"], where)
         return {**record, "image": image}
 
 

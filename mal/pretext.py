@@ -12,8 +12,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mal.crops import resize_image, resize_mask, train_window, wrap_crop
-from mal.data import to_tensor
+from mal.data import to_tensor, training_crop
 from mal.dice import dice_loss
 from mal.mask_auto_labeler import build_network
 from mal.pasted_blobs import make_exercise
@@ -107,15 +106,12 @@ class ExerciseMapper:
         names = rng.choice(self.file_names, SOURCES)
         base, *sources = (self._read(str(name)) for name in (record["file_name"], *names))
         image, mask, box = make_exercise(rng, base, sources)
-        window = train_window(box, rng, self.margin, self.gated)
-        crop = resize_image(wrap_crop(image, window), self.crop_size)
-        target = resize_mask(wrap_crop(mask.astype(np.uint8), window), self.crop_size)
-        if rng.random() < 0.5:
-            crop, target = crop[:, ::-1], target[:, ::-1]
+        options = {"size": self.crop_size, "margin": self.margin, "gated": self.gated}
+        crop, target = training_crop(rng, image, mask.astype(np.uint8), box, **options)
         return {
             "file_name": record["file_name"],
-            "student_view": to_tensor(student_view(np.ascontiguousarray(crop), rng)),
-            "mask": torch.from_numpy(np.ascontiguousarray(target)),
+            "student_view": to_tensor(student_view(crop, rng)),
+            "mask": torch.from_numpy(target),
             "box_area": float((box[2] - box[0]) * (box[3] - box[1])),
         }
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from pseudolabel.checkpoints import UNREADABLE, refuse_missing
 from pseudolabel.errors import DataError
-from pseudolabel.files import write_json
+from pseudolabel.files import nan_to_null, write_json
 from pseudolabel.mask_iou import TrueMasks, summarize_ious
 
 logger = logging.getLogger(__name__)
@@ -80,9 +80,6 @@ class MaskIoUEvaluator(DatasetEvaluator):
             results[network] = summarize_ious(rows[key] for key in sorted(rows))
             logger.info("mask IoU from true boxes, %s: %s", network, results[network])
         if self.output_dir:
-            plain = {
-                network: {k: None if v != v else v for k, v in table.items()}
-                for network, table in results.items()
-            }
+            plain = {network: nan_to_null(table) for network, table in results.items()}
             write_json(Path(self.output_dir, "mask_iou.json"), plain, indent=1)
         return results

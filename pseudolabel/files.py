@@ -4,10 +4,10 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -90,6 +90,11 @@ def write_json(path: str | os.PathLike, value: object, indent: int | None = None
         file.write("\n")
 
 
+def nan_to_null(table: Mapping[Any, float]) -> dict[Any, float | None]:
+    """A table of numbers as JSON can hold it: NaN, a mean over nothing, becomes None."""
+    return {key: None if value != value else value for key, value in table.items()}
+
+
 def read_json(path: str | os.PathLike) -> dict:
     """Reads a JSON object. NaN and infinity are read, so that the caller can name their place.
 
@@ -134,6 +139,23 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
             path, f"the image cannot be read ({error})", "replace the file or drop its record"
         ) from error
     raise DataError(path, f"the image has mode {mode}, not 8 bit", "convert it to 8 bit")
+
+
+def check_image_size(
+    image: np.ndarray, file: object, height: int, width: int, record: object = None
+) -> None:
+    """Refuses an image (H, W, ...) whose size is not the one that its JSON states.
+
+    Raises:
+        DataError: naming the file and the record.
+    """
+    if image.shape[:2] != (height, width):
+        raise DataError(
+            file,
+            f"is {image.shape[1]}x{image.shape[0]}, the JSON says {width}x{height}",
+            "correct the JSON or the image; boxes refer to the JSON's size",
+            record,
+        )
 
 
 def file_hash(path: str | os.PathLike) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import guarded_join, read_image
+from pseudolabel.files import check_image_size, guarded_join, read_image
 from pseudolabel.labeler import Labeler
 from pseudolabel.masks import xywh_to_xyxy
 from pseudolabel.store import (
@@ -93,10 +93,5 @@ def label_image(
 def _read_checked(job: ImageJob, source: Path, image_root: str | Path) -> np.ndarray:
     name, height, width = (job.image[key] for key in ("file_name", "height", "width"))
     image = read_image(guarded_join(image_root, name, source))
-    if image.shape[:2] != (height, width):
-        raise DataError(
-            name,
-            f"is {image.shape[1]}x{image.shape[0]}, the JSON says {width}x{height}",
-            "correct the size in the JSON or the image",
-        )
+    check_image_size(image, name, height, width)
     return image
