@@ -29,6 +29,15 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # Pseudo-labels are RLE, which Detectron2's polygon format refuses.
     cfg.INPUT.MASK_FORMAT = "bitmask"
 
+    cfg.TEST.EVALUATOR = CfgNode()
+    # "faster_coco_eval", "hotcoco", or "reference": pycocotools for COCO, lvis for LVIS.
+    cfg.TEST.EVALUATOR.BACKEND = "faster_coco_eval"
+    # Detections that count per image (COCO: and class); 0 is the format's own, 100 or LVIS 300.
+    # The model's own cut, TEST.DETECTIONS_PER_IMAGE, comes before.
+    cfg.TEST.EVALUATOR.MAX_DETS = 0
+    # Add AP-<class> for every class.
+    cfg.TEST.EVALUATOR.PER_CLASS = True
+
 
 def config_changes(old: str, new: str) -> list[str]:
     """The keys in which two dumped configs (YAML) differ, as "DOTTED.NAME: old -> new" lines.

@@ -9,11 +9,12 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from fvcore.common.registry import Registry
 from torch.utils.data import DataLoader
 
+from pseudolabel.evaluators import check_instance_evaluation, evaluator_from_config
 from pseudolabel.loader import TrainLoader
 
 PIPELINES = Registry("PIPELINE")
@@ -57,7 +58,11 @@ def build_train_loader(
 
 @PIPELINES.register()
 class StockPipeline:
-    """Detectron2's own mapper and COCO evaluation, with our reproducible sampler."""
+    """Detectron2's own mapper with our reproducible sampler; COCO or LVIS evaluation."""
+
+    def check_evaluation(self, cfg: CfgNode) -> None:
+        """Refuses test sets that could not be evaluated, before a run."""
+        check_instance_evaluation(cfg)
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
         records = get_detection_dataset_dicts(
@@ -72,10 +77,4 @@ class StockPipeline:
         return build_detection_test_loader(cfg, dataset_name)
 
     def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
-        return COCOEvaluator(
-            dataset_name,
-            # Stated, so that a model without detections reports an AP of 0 for both.
-            tasks=("bbox", "segm") if cfg.MODEL.MASK_ON else ("bbox",),
-            output_dir=output_dir,
-            max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        )
+        return evaluator_from_config(cfg, dataset_name, output_dir)

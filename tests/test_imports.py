@@ -33,7 +33,6 @@ DETECTRON2 = {
         "launch",
     },
     "detectron2.evaluation": {
-        "COCOEvaluator",
         "DatasetEvaluator",
         "inference_on_dataset",
         "print_csv_format",
@@ -50,8 +49,8 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
     "views",
-    "pseudolabel": "checkpoints ema errors files image_cache label_job labeler loader mask_iou "
-    "masks progress store weights yardsticks",
+    "pseudolabel": "ap ap_backends checkpoints ema errors files image_cache label_job labeler "
+    "loader mask_iou masks progress store weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
