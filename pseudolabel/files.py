@@ -12,6 +12,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from pseudolabel.checks import is_safe_name
 from pseudolabel.errors import DataError
 
 
@@ -38,14 +39,13 @@ def guarded_join(root: str | os.PathLike, file_name: str, source: object = "file
     Raises:
         DataError: `file_name` is absolute, empty, or climbs out with `..`.
     """
-    path = PurePosixPath(str(file_name).replace("\\", "/"))
-    if not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+    if not is_safe_name(str(file_name)):
         raise DataError(
             source,
             f"file_name {file_name!r} is not a path below the image folder",
             "write it relative to the image folder, without '..'",
         )
-    return Path(root, *path.parts)
+    return Path(root, *PurePosixPath(str(file_name).replace("\\", "/")).parts)
 
 
 def refuse_overwrite(source: str | os.PathLike, *targets: str | os.PathLike) -> None:
@@ -117,6 +117,11 @@ def read_json(path: str | os.PathLike) -> dict:
     return value
 
 
+def is_deep(mode: str) -> bool:
+    """Whether a Pillow mode has more than 8 bits per pixel and channel (I, I;16, F)."""
+    return mode == "F" or mode.startswith("I")
+
+
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Reads an image as RGB in its upright orientation.
 
@@ -130,7 +135,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     try:
         with Image.open(path) as image:
             mode = image.mode
-            if mode != "F" and not mode.startswith("I"):
+            if not is_deep(mode):
                 return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(path, "the image does not exist", "check the image folder") from error

@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_rle
 
+# Pillow refuses larger images, so that a mask of more pixels belongs to none.
+MAX_PIXELS = 2 * 89_478_485
+# Bits of a run in a compressed code; a mask of MAX_PIXELS needs fewer.
+_LONGEST_RUN = 60
+# Pixels; bounds the points of a polygon whose image is unknown.
+_LONGEST_SIDE = 100_000
 SMALL_AREA = 32**2
 LARGE_AREA = 96**2
 SIZE_BINS = ("small", "medium", "large")
@@ -59,6 +65,22 @@ def rle_from_patch(patch: np.ndarray, y0: int, x0: int, height: int, width: int)
     return {"size": [height, width], "counts": code["counts"].decode("ascii")}
 
 
+class SegmentationError(ValueError):
+    """A malformed segmentation.
+
+    Attributes:
+        kind: "segmentation_malformed", "segmentation_empty", "polygon_malformed", "polygon_odd",
+            "polygon_short", "polygon_far", "rle_malformed", "rle_counts", "rle_size" or "rle_huge".
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(kind, message)
+        self.kind = kind
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+
 def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarray:
     """Rasterise any COCO segmentation: polygons, run list or compressed run-length code.
 
@@ -66,57 +88,137 @@ def decode_segmentation(segmentation: Any, height: int, width: int) -> np.ndarra
         bool (H, W).
 
     Raises:
-        ValueError: malformed, or made for another image size. The caller adds file and id.
+        SegmentationError: malformed, or made for another image size. A ValueError; the caller adds
+            file and id.
     """
+    parsed = parse_segmentation(segmentation, height, width)
+    if isinstance(parsed, list):
+        rings = [ring.tolist() for ring in parsed]
+        parsed = coco_rle.merge(coco_rle.frPyObjects(rings, height, width))
+    return coco_rle.decode(parsed).astype(bool)
+
+
+def parse_segmentation(
+    segmentation: Any, height: int | None = None, width: int | None = None
+) -> list[np.ndarray] | dict[str, Any]:
+    """Check a COCO segmentation without drawing it: nothing of the mask's size is allocated.
+
+    Args:
+        segmentation: polygons, run list or compressed run-length code.
+        height, width: of the image, pixels; None where unknown.
+
+    Returns:
+        rings, float64 (2N,) each as x1, y1, x2, ...; or a compressed code that fills its size.
+
+    Raises:
+        SegmentationError: malformed, or made for another image size.
+    """
+    if height is not None and width is not None and height * width > MAX_PIXELS:
+        raise SegmentationError("rle_huge", f"an image of {width}x{height} is too large for a mask")
     if isinstance(segmentation, dict):
-        code = _checked_rle(segmentation, height, width)
-    elif isinstance(segmentation, Sequence) and not isinstance(segmentation, str | bytes):
-        code = _polygons_to_rle(segmentation, height, width)
-    else:
-        raise ValueError(
+        return _checked_rle(segmentation, height, width)
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
+        raise SegmentationError(
+            "segmentation_malformed",
             "segmentation must be a list of polygons or a run-length dict, got "
-            f"{type(segmentation).__name__}"
+            f"{type(segmentation).__name__}",
         )
-    return coco_rle.decode(code).astype(bool)
+    if len(segmentation) == 0:
+        raise SegmentationError("segmentation_empty", "segmentation has no polygon")
+    return [_checked_ring(ring, height, width) for ring in segmentation]
 
 
-def _polygons_to_rle(polygons: Sequence, height: int, width: int) -> dict[str, Any]:
-    if len(polygons) == 0:
-        raise ValueError("segmentation has no polygon")
-    rings = []
-    for ring in polygons:
-        flat = np.asarray(ring, dtype=np.float64).ravel()
-        # Four numbers would be read as a box by the library, silently.
-        if flat.size < 6 or flat.size % 2 or not np.isfinite(flat).all():
-            raise ValueError(
-                "a polygon needs at least three finite x, y pairs, got "
-                f"{flat.size} numbers: {flat[:6].tolist()}"
-            )
-        rings.append(flat.tolist())
-    return coco_rle.merge(coco_rle.frPyObjects(rings, height, width))
+def _checked_ring(ring: Any, height: int | None, width: int | None) -> np.ndarray:
+    wanted = "a polygon needs at least three finite x, y pairs"
+    numbers = isinstance(ring, np.ndarray) or (
+        isinstance(ring, list | tuple) and {int, float}.issuperset(map(type, ring))
+    )
+    try:
+        flat = np.asarray(ring, dtype=np.float64) if numbers else None
+    except OverflowError:
+        flat = None
+    if flat is None or flat.ndim != 1 or not np.isfinite(flat).all():
+        raise SegmentationError("polygon_malformed", f"{wanted}, got {ring!r:.80}")
+    # Four numbers would be read as a box by the library, silently.
+    if flat.size < 6 or flat.size % 2:
+        kind = "polygon_short" if flat.size < 6 else "polygon_odd"
+        got = f"{flat.size} numbers: {flat[:6].tolist()}"
+        raise SegmentationError(kind, f"{wanted}, got {got}")
+    # The library's memory grows with the length of the outline.
+    reach = (
+        (MAX_PIXELS**0.5, MAX_PIXELS**0.5) if height is None or width is None else (width, height)
+    )
+    points = flat.reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    if low[0] < -reach[0] or low[1] < -reach[1] or high[0] > 2 * reach[0] or high[1] > 2 * reach[1]:
+        raise SegmentationError(
+            "polygon_far",
+            f"a polygon spans {low.tolist()} to {high.tolist()}, far outside of its image",
+        )
+    return flat
 
 
-def _checked_rle(segmentation: dict, height: int, width: int) -> dict[str, Any]:
+def _checked_rle(segmentation: dict, height: int | None, width: int | None) -> dict[str, Any]:
     missing = {"size", "counts"} - segmentation.keys()
     if missing:
-        raise ValueError(f"run-length code lacks {sorted(missing)}")
-    size, counts = [int(n) for n in segmentation["size"]], segmentation["counts"]
-    if size != [height, width]:
-        raise ValueError(f"run-length code is for a {size} image, the image is {[height, width]}")
-    if isinstance(counts, str | bytes):
-        counts = counts.encode("ascii") if isinstance(counts, str) else counts
-        total = sum(_runs_of(counts))
-        code: dict[str, Any] = {"size": size, "counts": counts}
-    else:
-        counts = [int(n) for n in counts]
-        if min(counts, default=0) < 0:
-            raise ValueError("run-length code has a negative run")
-        total = sum(counts)
-        code = coco_rle.frPyObjects({"size": size, "counts": counts}, height, width)
+        raise SegmentationError("rle_malformed", f"run-length code lacks {sorted(missing)}")
+    size, counts = _rle_size(segmentation["size"]), segmentation["counts"]
+    if size[0] * size[1] > MAX_PIXELS:
+        raise SegmentationError("rle_huge", f"run-length code is for a mask of size {size}")
+    if height is not None and width is not None and size != [height, width]:
+        raise SegmentationError(
+            "rle_size", f"run-length code is for a {size} image, the image is {[height, width]}"
+        )
+    packed = isinstance(counts, str | bytes)
+    runs = _runs_of(_ascii(counts)) if packed else _run_list(counts)
+    total = sum(runs)
     # The library would leave the missing tail uninitialised.
-    if total != height * width:
-        raise ValueError(f"run-length code covers {total} pixels, the image has {height * width}")
-    return code
+    if total != size[0] * size[1]:
+        raise SegmentationError(
+            "rle_counts",
+            f"run-length code is malformed: it covers {total} pixels, its size {size} has "
+            f"{size[0] * size[1]}",
+        )
+    if packed:
+        return {"size": size, "counts": _ascii(counts)}
+    return coco_rle.frPyObjects({"size": size, "counts": runs}, *size)
+
+
+def _rle_size(value: Any) -> list[int]:
+    try:
+        size = [int(n) for n in value]
+        sound = len(size) == 2 and min(size) >= 0 and all(n == v for n, v in zip(size, value))
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise SegmentationError(
+            "rle_malformed", f"run-length code is malformed: its size is {value!r:.80}"
+        )
+    return size
+
+
+def _run_list(counts: Any) -> list[int]:
+    try:
+        runs = [int(n) for n in counts]
+        sound = all(n == v for n, v in zip(runs, counts))
+    except (TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise SegmentationError(
+            "rle_malformed", f"run-length code is malformed: its counts are {counts!r:.80}"
+        )
+    if min(runs, default=0) < 0:
+        raise SegmentationError("rle_malformed", "run-length code has a negative run")
+    return runs
+
+
+def _ascii(counts: str | bytes) -> bytes:
+    try:
+        return counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise SegmentationError(
+            "rle_malformed", f"run-length code holds a letter that is no digit of it ({error})"
+        ) from error
 
 
 def _runs_of(counts: bytes) -> list[int]:
@@ -129,19 +231,25 @@ def _runs_of(counts: bytes) -> list[int]:
     for byte in counts:
         digit = byte - 48
         if not 0 <= digit < 64:
-            raise ValueError(f"run-length code holds the byte {byte}, which is no digit of it")
+            raise SegmentationError(
+                "rle_malformed", f"run-length code holds the byte {byte}, which is no digit of it"
+            )
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:
+            if shift > _LONGEST_RUN:
+                raise SegmentationError(
+                    "rle_malformed", "run-length code holds a number of too many digits"
+                )
             continue
         if digit & 16:
             value -= 1 << shift
         runs.append(value + (runs[-2] if len(runs) > 2 else 0))
         if runs[-1] < 0:
-            raise ValueError("run-length code has a negative run")
+            raise SegmentationError("rle_malformed", "run-length code has a negative run")
         value = shift = 0
     if shift:
-        raise ValueError("run-length code breaks off inside a number")
+        raise SegmentationError("rle_malformed", "run-length code breaks off inside a number")
     return runs
 
 
