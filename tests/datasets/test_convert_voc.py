@@ -121,6 +121,8 @@ def changed(numbers, where, value):
         # Two classes in one object, and a class on part of it only.
         (OBJECTS, changed(CLASSES, (2, 1), 9), r"\(object 1\): .* 1 chair, 2 person in Seg"),
         (OBJECTS, changed(CLASSES, (2, 1), 0), r"\(object 1\): .* 1 background, 2 person in Seg"),
+        # No class at all: background, or void.
+        (OBJECTS, changed(CLASSES, OBJECTS == 2, 0), r"\(object 2\): .* of 1 background in Seg"),
         (OBJECTS, changed(CLASSES, OBJECTS == 2, 255), r"\(object 2\): .* void alone"),
         # An object is lost.
         (changed(OBJECTS, OBJECTS == 2, 0), CLASSES, "on 1 pixels .* of chair at row 2, column 3"),
