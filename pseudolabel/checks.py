@@ -60,7 +60,7 @@ def is_finite(value: object) -> bool:
 def not_finite_key(entry: Mapping[str, Any], skip: Iterable[str] = ()) -> str | None:
     """The first key of a record, but those in `skip`, whose value holds NaN or infinity."""
     for key, value in entry.items():
-        if not is_finite(value) and key not in skip:
+        if key not in skip and not is_finite(value):
             return key
     return None
 

@@ -5,21 +5,21 @@ Every input annotation is found again, in the output or among the rejects with a
 
 import hashlib
 import json
-import math
 import os
 import platform
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
+from pseudolabel.checks import box_problem, image_name, is_box, strict_json
 from pseudolabel.errors import DataError
 from pseudolabel.files import atomic_write, file_hash, read_json
 from pseudolabel.labeler import MaskRecord
 from pseudolabel.masks import decode_segmentation, encode_rle, filled_box_mask, xywh_to_xyxy
+from pseudolabel.validation import iterate_defects, refuse_first
 
 VERSIONED = (
     *("masksmith", "detectron2", "torch", "torchvision"),
@@ -27,8 +27,14 @@ VERSIONED = (
 )
 # The quality digits that a JSON keeps; more would be noise between machines.
 DIGITS = 4
-LISTS = ("images", "categories", "annotations")
-_STRICT = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+# What stops only the annotation or the image that has it, or is no concern of a labeler.
+REJECTED_ALONE = frozenset(
+    {
+        *("box_missing", "box_malformed", "box_not_finite", "box_negative", "box_zero"),
+        *("box_outside", "box_huge", "image_size_huge", "file_name_unsafe"),
+        *("iscrowd", "area_malformed", "score_range", "category_name", "unknown_listed_category"),
+    }
+)
 
 
 @dataclass
@@ -64,104 +70,21 @@ class BoxFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.data = read_json(path)
-        for key in LISTS:
-            if not isinstance(self.data.get(key), list):
-                raise DataError(path, f"has no list {key!r}", "give a COCO instances file")
+        refuse_first(path, iterate_defects(self.data, masks=False), REJECTED_ALONE)
         self.jobs = self._group()
-        self._check_finite()
 
     def _group(self) -> list[ImageJob]:
-        jobs = {image["id"]: ImageJob(self._image(image)) for image in self._unique("images")}
-        categories = {category["id"] for category in self._unique("categories")}
-        for annotation in self._unique("annotations"):
-            record = f"annotation {annotation['id']}"
-            for key, known in (("image_id", jobs), ("category_id", categories)):
-                value = annotation.get(key)
-                if not _is_integer(value) or value not in known:
-                    self._refuse(record, f"unknown {key} {value!r}")
+        # An LVIS image without a file_name gets one, since the output is a COCO file.
+        jobs = {
+            image["id"]: ImageJob({**image, "file_name": image_name(image)})
+            for image in self.data["images"]
+        }
+        for annotation in self.data["annotations"]:
             job = jobs[annotation["image_id"]]
             (job.crowds if annotation.get("iscrowd", 0) else job.boxes).append(annotation)
         for job in jobs.values():
             job.boxes.sort(key=lambda annotation: annotation["id"])
         return [jobs[key] for key in sorted(jobs)]
-
-    def _unique(self, kind: str) -> list[dict]:
-        seen: set[int] = set()
-        for entry in self.data[kind]:
-            key = entry.get("id") if isinstance(entry, dict) else None
-            if not _is_integer(key):
-                self._refuse(f"{kind} entry {json.dumps(entry)[:80]}", "has no integer id")
-            if key in seen:
-                self._refuse(f"{kind} id {key}", "occurs twice")
-            seen.add(key)
-        return self.data[kind]
-
-    def _image(self, image: dict) -> dict:
-        record = f"image {image['id']}"
-        for key in ("height", "width"):
-            if not _is_integer(image.get(key)) or image[key] <= 0:
-                self._refuse(record, f"{key} is {image.get(key)!r}, not a whole number of pixels")
-        name = image.get("file_name")
-        if name is None and isinstance(image.get("coco_url"), str):
-            name = PurePosixPath(urlsplit(image["coco_url"]).path).name
-            image = {**image, "file_name": name}
-        if not isinstance(name, str) or not name:
-            self._refuse(record, "has neither a file_name nor a coco_url that ends in one")
-        return image
-
-    def _check_finite(self) -> None:
-        """Refuses NaN and infinity in all that the output copies."""
-        parts = [("the file", {k: v for k, v in self.data.items() if k not in LISTS})]
-        parts += [(f"{kind} id {e['id']}", e) for kind in LISTS[:2] for e in self.data[kind]]
-        for annotation in self.data["annotations"]:
-            copied = {k: v for k, v in annotation.items() if k not in ("bbox", "segmentation")}
-            parts.append((f"annotation {annotation['id']}", copied))
-        for record, entry in parts:
-            if not _is_finite(entry):
-                key = next(key for key, value in entry.items() if not _is_finite(value))
-                self._refuse(record, f"{key!r} holds NaN or infinity, which no JSON may")
-
-    def _refuse(self, record: str, problem: str) -> None:
-        raise DataError(self.path, problem, "correct this record and label again", record)
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_finite(value: object) -> bool:
-    try:
-        _STRICT.encode(value)
-    except ValueError:
-        return False
-    return True
-
-
-def is_box(value: object) -> bool:
-    """Whether a value is a COCO box: a list x, y, width, height whose far corner and area are
-    finite numbers too. Booleans are no numbers here; negative sides are for the caller to judge.
-    """
-    if not isinstance(value, list) or len(value) != 4:
-        return False
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
-        return False
-    try:
-        x, y, w, h = map(float, value)
-    except OverflowError:
-        return False
-    return all(map(math.isfinite, (x, y, x + w, y + h, w * h)))
-
-
-def box_problem(annotation: dict, height: int, width: int) -> str | None:
-    """Why a box cannot be labelled: "box_malformed", "box_degenerate", "box_outside", or None."""
-    if not is_box(annotation.get("bbox")):
-        return "box_malformed"
-    x, y, w, h = annotation["bbox"]
-    if w <= 0 or h <= 0:
-        return "box_degenerate"
-    if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        return "box_outside"
-    return None
 
 
 def labelled_annotation(annotation: dict, record: MaskRecord) -> dict[str, Any]:
@@ -282,7 +205,7 @@ def write_label_file(
         "images": sorted(result.images, key=lambda image: image["id"]),
         "annotations": sorted(result.annotations, key=lambda annotation: annotation["id"]),
     }
-    text = _STRICT.encode(labels) + "\n"
+    text = strict_json(labels) + "\n"
     rejects = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.rejects)
     manifest = {
         "input": source.path.name,

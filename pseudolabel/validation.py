@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pseudolabel.defects import ERROR, FILE, Defect, make_defect
+from pseudolabel.checks import is_integer, not_finite_key
+from pseudolabel.defects import ERROR, FILE, Defect, make_defect, quote
 from pseudolabel.files import read_json
 from pseudolabel.validation_images import check_images
 from pseudolabel.validation_masks import check_mask
@@ -67,6 +68,9 @@ def iterate_defects(
     for key in LISTS:
         if not isinstance(data.get(key), list):
             yield make_defect("missing_list", FILE, f"has no list {key!r}", key=key)
+    key = not_finite_key(data, LISTS)
+    if key is not None:
+        yield make_defect("not_finite", FILE, f"{quote(key)} holds NaN or infinity", key=key)
     lists = {key: data[key] if isinstance(data.get(key), list) else [] for key in LISTS}
     known = Known()
     yield from check_categories(lists["categories"], known)
@@ -79,7 +83,7 @@ def iterate_defects(
         yield from check_annotation(subject, known, seen)
         if masks:
             yield from check_mask(subject, known, plausibility)
-        if isinstance(subject.entry.get("id"), int):
+        if is_integer(subject.entry.get("id")):
             seen.add(subject.entry["id"])
 
 

@@ -190,17 +190,20 @@ def _category_list(subject: Subject, key: str, known: Known) -> Iterator[Defect]
     if value is None:
         return
     if not isinstance(value, list):
-        yield subject.defect("unknown_category", f"{key} is {quote(value)}, no list", key)
+        yield subject.defect("unknown_listed_category", f"{key} is {quote(value)}, no list", key)
         return
     unknown = [i for i in value if not is_integer(i) or i not in known.categories]
     if unknown:
-        yield subject.defect("unknown_category", f"{key} names unknown {quote(unknown)}", key)
+        problem = f"{key} names unknown categories {quote(unknown)}"
+        yield subject.defect("unknown_listed_category", problem, key)
 
 
 def check_annotation(subject: Subject, known: Known, seen: Container) -> Iterator[Defect]:
     """Checks one annotation, all but its mask; `seen` holds the ids before it."""
     entry = subject.entry
-    yield from subject.missing(("id", "image_id", "category_id", "bbox"))
+    yield from subject.missing(("id", "image_id", "category_id"))
+    if entry.get("bbox") is None:
+        yield subject.defect("box_missing", "has no bbox", "bbox")
     if entry.get("id") is not None:
         yield from subject.identity(seen)
     if entry.get("id") == 0 and is_integer(entry["id"]):

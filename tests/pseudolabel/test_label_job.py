@@ -185,13 +185,13 @@ def test_agreement_of_another_labeler_goes(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "message"),
     [
-        ([box(1, [1, 1, 5, 5]), box(1, [2, 2, 5, 5])], "annotations id 1.*occurs twice"),
-        ([box("1", [1, 1, 5, 5])], "has no integer id"),  # id as text
+        ([box(1, [1, 1, 5, 5]), box(1, [2, 2, 5, 5])], "annotation 1.*occurs twice"),
+        ([box("1", [1, 1, 5, 5])], "position 0.*id is '1', text"),  # id as text
         ([box(1, [1, 1, 5, 5], image=8)], "annotation 1.*unknown image_id 8"),
         ([{**box(1, [1, 1, 5, 5]), "category_id": 2}], "annotation 1.*unknown category_id 2"),
         ([box(1, [1, 1, 5, 5], image=[1])], r"annotation 1.*unknown image_id \[1\]"),  # a list
         ([{**box(1, [1, 1, 5, 5]), "category_id": {}}], "annotation 1.*unknown category_id {}"),
-        ([7], "annotations entry 7.*has no integer id"),  # no object
+        ([7], "annotation at position 0.*is 7, no JSON object"),  # no object
         ([box(1, [1, 1, 5, 5], area=float("nan"))], "annotation 1.*'area' holds NaN"),
         ([box(1, [1, 1, 5, 5], x={"y": [float("inf")]})], "annotation 1.*'x' holds NaN"),
     ],
@@ -204,14 +204,14 @@ def test_malformed_file_is_refused_with_the_id(annotations, message, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"height": None}, "image 1.*height is None"),
+        ({"height": None}, "image 1.*has no height"),
         ({"height": 0}, "image 1.*height is 0"),
         ({"width": 40.5}, "image 1.*width is 40.5"),
         ({"file_name": None}, "image 1.*neither a file_name nor a coco_url"),
         ({"file_name": None, "coco_url": "http://x.org/"}, "image 1.*neither a file_name nor"),
-        ({"file_name": 5}, "image 1.*neither a file_name nor a coco_url"),
-        ({"id": "1"}, "has no integer id"),
-        ({"blur": float("nan")}, "images id 1.*'blur' holds NaN"),
+        ({"file_name": 5}, "image 1.*file_name is 5, no name"),
+        ({"id": "1"}, "image at position 0.*id is '1', text"),
+        ({"blur": float("nan")}, "image 1.*'blur' holds NaN"),
     ],
 )
 def test_malformed_image_entry_is_refused_with_the_id(change, message, tmp_path):
