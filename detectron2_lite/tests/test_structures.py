@@ -130,11 +130,25 @@ def test_box_mode_errors_and_json() -> None:
         ([1, 2, 3], 0, 1),
         (torch.zeros(2, 5), 0, 1),
         ([1, 2, 3, 4], 2, 0),  # relative
-        ([1, 2, 3, 4, 5], 4, 0),  # rotated: upstream only
+        ([1, 2, 3, 4], 4, 0),  # a rotated box without an angle
+        ([1, 2, 3, 4, 5], 4, 1),  # rotated to sizes: upstream refuses it as well
     ):
         with pytest.raises((ValueError, NotImplementedError)):
             BoxMode.convert(box, source, target)
     assert json.loads(json.dumps({"bbox_mode": BoxMode.XYWH_REL})) == {"bbox_mode": 3}
+
+
+@pytest.mark.parametrize("angle", [0, 30, 90, -135, 200])
+def test_a_rotated_box_is_enclosed(angle: float) -> None:
+    got = BoxMode.convert((40.0, 50.0, 30.0, 10.0, angle), BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS)
+    turn = np.exp(-1j * np.deg2rad(angle))  # y points down
+    corners = (40 + 50j) + turn * np.array([15 + 5j, 15 - 5j, -15 + 5j, -15 - 5j])
+    want = corners.real.min(), corners.imag.min(), corners.real.max(), corners.imag.max()
+    assert got == pytest.approx(want)
+
+
+def test_a_box_without_rotation_is_a_rotated_box() -> None:
+    assert BoxMode.convert([10.0, 20.0, 30.0, 14.0], 1, 4) == [25.0, 27.0, 30.0, 14.0, 0.0]
 
 
 def _three() -> Instances:

@@ -40,50 +40,74 @@ class BoxMode(IntEnum):
     XYWH_REL = 3
     """XYWH as fractions of the image; named in annotations, not convertible."""
     XYWHA_ABS = 4
-    """Rotated box; needs upstream Detectron2."""
+    """(centre x, centre y, width, height, angle): pixels, and degrees counter-clockwise."""
 
     @staticmethod
     def convert(box: Any, from_mode: BoxMode | int, to_mode: BoxMode | int) -> Any:
-        """Convert between XYXY_ABS and XYWH_ABS.
+        """Convert between XYXY_ABS and XYWH_ABS, from XYWHA_ABS to XYXY_ABS (the axis-aligned
+        box around the rotated one) and from XYWH_ABS to XYWHA_ABS (angle 0).
 
         Args:
-            box: 4 numbers as list or tuple, or an (N, 4) or (4,) array or tensor.
+            box: 4 numbers (5 for XYWHA_ABS) as list or tuple, or an array or tensor whose last
+                dimension is 4 (5).
             from_mode: mode of `box`.
             to_mode: mode wanted.
 
         Returns:
-            The same kind of object and shape as `box`; `box` itself when the modes are equal.
+            The same kind of object as `box`; `box` itself when the modes are equal.
 
         Raises:
-            ValueError: `box` does not hold 4 numbers (per row), or a mode is relative.
-            NotInLiteError: a mode is XYWHA_ABS.
+            ValueError: `box` has another count of numbers (per row), or a mode is relative.
+            NotInLiteError: another conversion of rotated boxes.
         """
         source, target = BoxMode(from_mode), BoxMode(to_mode)
         if source == target:
             return box
         for mode in (source, target):
-            if mode is BoxMode.XYWHA_ABS:
-                not_in_lite("BoxMode.XYWHA_ABS (rotated boxes)")
             if mode in (BoxMode.XYXY_REL, BoxMode.XYWH_REL):
                 raise ValueError(f"{mode.name} cannot be converted: the image size is not known")
         if isinstance(box, (list, tuple)):
-            if len(box) != 4 or any(np.ndim(number) for number in box):
-                raise ValueError(f"A box as {type(box).__name__} needs 4 numbers, got {box!r}")
-            return type(box)(_reinterpret(np.asarray(box, dtype=np.float64), target).tolist())
-        if isinstance(box, np.ndarray):
-            return _reinterpret(box.copy(), target)
-        return _reinterpret(box.clone(), target)
+            if any(np.ndim(number) for number in box):
+                raise ValueError(f"A box as {type(box).__name__} holds plain numbers, got {box!r}")
+            return type(box)(_reinterpret(np.array(box, dtype=float), source, target).tolist())
+        copy = box.copy() if isinstance(box, np.ndarray) else box.clone()
+        return _reinterpret(copy, source, target)
 
 
-def _reinterpret(box: Any, target: BoxMode) -> Any:
-    """Change the last two columns, in place, from corners to sizes or back."""
-    if box.shape[-1] != 4:
-        raise ValueError(f"Boxes need 4 numbers each, got shape {tuple(box.shape)}")
+def _reinterpret(box: Any, source: BoxMode, target: BoxMode) -> Any:
+    """Express `box`, which may be overwritten, in the mode `target`."""
+    width = 5 if source is BoxMode.XYWHA_ABS else 4
+    if box.shape[-1] != width:
+        raise ValueError(f"{source.name} needs {width} numbers a box, got {tuple(box.shape)}")
+    if BoxMode.XYWHA_ABS in (source, target):
+        return _reinterpret_rotated(box, source, target)
     if target is BoxMode.XYXY_ABS:
         box[..., 2:] += box[..., :2]
     else:
         box[..., 2:] -= box[..., :2]
     return box
+
+
+def _reinterpret_rotated(box: Any, source: BoxMode, target: BoxMode) -> Any:
+    if (source, target) not in (
+        (BoxMode.XYWHA_ABS, BoxMode.XYXY_ABS),
+        (BoxMode.XYWH_ABS, BoxMode.XYWHA_ABS),
+    ):
+        not_in_lite(f"BoxMode.convert from {source.name} to {target.name}")
+    numbers = torch.as_tensor(box)
+    precise = numbers.double()
+    centre, size = precise[..., :2], precise[..., 2:4]
+    if target is BoxMode.XYWHA_ABS:
+        angle = torch.zeros_like(precise[..., :1])
+        result = torch.cat([centre + size / 2, size, angle], dim=-1)
+    else:
+        turn = torch.deg2rad(precise[..., 4:])
+        # What a side spans along x and y; swapped, it is what the other side spans.
+        spans = torch.cat([turn.cos(), turn.sin()], dim=-1).abs()
+        half = (size[..., :1] * spans + size[..., 1:] * spans.flip(-1)) / 2
+        result = torch.cat([centre - half, centre + half], dim=-1)
+    result = result.to(numbers.dtype)
+    return result.numpy() if isinstance(box, np.ndarray) else result
 
 
 class Boxes:
