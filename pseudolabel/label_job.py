@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import check_image_size, guarded_join, read_image
+from pseudolabel.files import check_image_size, read_image
+from pseudolabel.image_paths import image_path
 from pseudolabel.labeler import Labeler
 from pseudolabel.masks import xywh_to_xyxy
 from pseudolabel.store import (
@@ -92,6 +93,6 @@ def label_image(
 
 def _read_checked(job: ImageJob, source: Path, image_root: str | Path) -> np.ndarray:
     name, height, width = (job.image[key] for key in ("file_name", "height", "width"))
-    image = read_image(guarded_join(image_root, name, source))
+    image = read_image(image_path(job.image, image_root, source))
     check_image_size(image, name, height, width)
     return image

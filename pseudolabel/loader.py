@@ -6,6 +6,8 @@ iteration k sees exactly what an uninterrupted run sees, with any number of work
 """
 
 import random
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -69,6 +71,80 @@ class EpochOrder:
         return int(self._permutation[offset])
 
 
+class RepeatFactorOrder:
+    """Maps a sample position to a record index where records are repeated (Gupta et al. 2019).
+
+    Record i occurs floor(r_i) times in an epoch, and once more with probability r_i - floor(r_i).
+    Both this rounding and the permutation are drawn anew in each epoch, from (seed, epoch) alone.
+
+    Args:
+        factors: r_i >= 0 per record.
+        seed: of the run.
+
+    Raises:
+        DataError: there is no record, or a factor is negative or not finite.
+    """
+
+    def __init__(self, factors: Sequence[float], seed: int):
+        factors = np.asarray(factors, dtype=np.float64)
+        if not (np.isfinite(factors).all() and (factors >= 0).all() and factors.sum() > 0):
+            raise DataError(
+                "DATASETS.TRAIN",
+                "the repeat factors are not finite numbers >= 0 with a sum > 0",
+                "check the filters and DATALOADER.REPEAT_THRESHOLD",
+            )
+        self.seed = seed
+        self._whole = np.floor(factors).astype(np.int64)
+        self._part = factors - self._whole
+        # Position at which each epoch starts; as far as it has been asked for.
+        self._starts = [0]
+        self._recent: dict[int, np.ndarray] = {}
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """The record indices of an epoch in their order, int64."""
+        generator = np.random.default_rng([self.seed, epoch])
+        counts = self._whole + (generator.random(len(self._part)) < self._part)
+        return generator.permutation(np.repeat(np.arange(len(counts)), counts))
+
+    def __call__(self, position: int) -> int:
+        while self._starts[-1] <= position:
+            self._starts.append(self._starts[-1] + len(self._indices(len(self._starts) - 1)))
+        epoch = bisect_right(self._starts, position) - 1
+        return int(self._indices(epoch)[position - self._starts[epoch]])
+
+    def _indices(self, epoch: int) -> np.ndarray:
+        # Two epochs, since a batch of one aspect may wait across the border.
+        if epoch not in self._recent:
+            self._recent = dict(list(self._recent.items())[-1:])
+            self._recent[epoch] = self.epoch_indices(epoch)
+        return self._recent[epoch]
+
+
+def category_repeat_factors(
+    records: Sequence[dict], threshold: float, sqrt: bool = True
+) -> np.ndarray:
+    """Repeat factor of each image: the largest of its categories'.
+
+    A category in the share f of the images has the factor max(1, sqrt(t / f)), or max(1, t / f).
+
+    Args:
+        records: Detectron2 dataset dicts.
+        threshold: t; a category rarer than this is repeated.
+        sqrt: take the square root.
+
+    Returns:
+        float64 (len(records),), all >= 1; 1 for an image without annotations.
+    """
+    contents = [{a["category_id"] for a in record["annotations"]} for record in records]
+    images = Counter(category for content in contents for category in content)
+    ratios = {key: threshold * len(records) / count for key, count in images.items()}
+    factors = {key: max(1.0, ratio**0.5 if sqrt else ratio) for key, ratio in ratios.items()}
+    return np.array(
+        [max((factors[key] for key in content), default=1.0) for content in contents],
+        dtype=np.float64,
+    )
+
+
 class PositionDataset(Dataset):
     """Map-style data set indexed by sample position.
 
@@ -79,7 +155,9 @@ class PositionDataset(Dataset):
         seed: of the run.
     """
 
-    def __init__(self, records: Sequence[dict], mapper: Callable, order: EpochOrder, seed: int):
+    def __init__(
+        self, records: Sequence[dict], mapper: Callable, order: Callable[[int], int], seed: int
+    ):
         self.records, self.mapper, self.order, self.seed = records, mapper, order, seed
 
     def __getitem__(self, position: int) -> dict:
@@ -143,6 +221,7 @@ class TrainLoader:
         seed: of the run.
         num_workers: loader processes; the batches do not depend on it.
         group_by_aspect: keep wide and tall images in batches of their own.
+        repeat_factors: how often each record occurs in an epoch, on average; None for once.
         rank, world_size: of this process.
     """
 
@@ -155,16 +234,23 @@ class TrainLoader:
         seed: int,
         num_workers: int = 0,
         group_by_aspect: bool = False,
+        repeat_factors: Sequence[float] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ):
-        order = EpochOrder(len(records), seed)
+        def new_order() -> Callable[[int], int]:
+            if repeat_factors is None:
+                return EpochOrder(len(records), seed)
+            return RepeatFactorOrder(repeat_factors, seed)
+
+        # One for the sampler here, one for the data set, which may be copied into workers.
+        order = new_order()
 
         def is_wide(position: int) -> int:
             record = records[order(position)]
             return int(record["width"] > record["height"])
 
-        self.dataset = PositionDataset(records, mapper, EpochOrder(len(records), seed), seed)
+        self.dataset = PositionDataset(records, mapper, new_order(), seed)
         self.batches = PositionBatches(
             batch_size, is_wide if group_by_aspect else None, rank, world_size
         )

@@ -1,8 +1,10 @@
 """Data pipelines by name: `INPUT.PIPELINE` says what a batch is, in training and in evaluation."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import (
     DatasetMapper,
@@ -14,14 +16,21 @@ from detectron2.utils import comm
 from fvcore.common.registry import Registry
 from torch.utils.data import DataLoader
 
+from pseudolabel.errors import DataError
 from pseudolabel.evaluators import check_instance_evaluation, evaluator_from_config
-from pseudolabel.loader import TrainLoader
+from pseudolabel.loader import TrainLoader, category_repeat_factors
+
+logger = logging.getLogger(__name__)
 
 PIPELINES = Registry("PIPELINE")
 
 
 class Pipeline(Protocol):
-    """What the trainer asks of a data pipeline; registered as a class without arguments."""
+    """What the trainer asks of a data pipeline; registered as a class without arguments.
+
+    Its class attribute `has_class_heads` says whether its models predict classes, so that all data
+    sets need the same class list; where it is absent, they do not.
+    """
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader: ...
 
@@ -38,7 +47,11 @@ def build_pipeline(cfg: CfgNode) -> Pipeline:
 def build_train_loader(
     cfg: CfgNode, records: Sequence[dict], mapper: Callable, group_by_aspect: bool
 ) -> TrainLoader:
-    """A `TrainLoader` with the batch size, seed, workers and rank of the config and process."""
+    """A `TrainLoader` with the batch size, sampler, seed, workers and rank of config and process.
+
+    Raises:
+        DataError: `DATALOADER.SAMPLER_TRAIN` is none that works for these records.
+    """
     world_size = comm.get_world_size()
     if cfg.SOLVER.IMS_PER_BATCH % world_size:
         raise ValueError(
@@ -51,14 +64,51 @@ def build_train_loader(
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect=group_by_aspect,
+        repeat_factors=repeat_factors(cfg, records),
         rank=comm.get_rank(),
         world_size=world_size,
     )
 
 
+def repeat_factors(cfg: CfgNode, records: Sequence[dict]) -> np.ndarray | None:
+    """What `DATALOADER.SAMPLER_TRAIN` means here: a repeat factor per record, None for once each.
+
+    Raises:
+        DataError: the sampler is not ours, or needs class annotations that the records lack.
+    """
+    sampler = cfg.DATALOADER.SAMPLER_TRAIN
+    if sampler == "TrainingSampler":
+        return None
+    if sampler != "RepeatFactorTrainingSampler":
+        raise DataError(
+            "DATALOADER.SAMPLER_TRAIN",
+            f"{sampler!r} is not supported",
+            "use 'TrainingSampler' or 'RepeatFactorTrainingSampler'",
+        )
+    if not all("annotations" in record for record in records):
+        raise DataError(
+            "DATALOADER.SAMPLER_TRAIN",
+            f"{sampler!r} repeats whole images by their classes, but {cfg.INPUT.PIPELINE} trains "
+            "on something else",
+            "use 'TrainingSampler'",
+        )
+    factors = category_repeat_factors(
+        records, cfg.DATALOADER.REPEAT_THRESHOLD, cfg.DATALOADER.REPEAT_SQRT
+    )
+    logger.info(
+        "repeat-factor sampling: threshold %g, %d of %d images repeated, up to %.3g times; "
+        "%.1f samples an epoch",
+        *(cfg.DATALOADER.REPEAT_THRESHOLD, (factors > 1).sum(), len(factors)),
+        *(factors.max(initial=0), factors.sum()),
+    )
+    return factors
+
+
 @PIPELINES.register()
 class StockPipeline:
     """Detectron2's own mapper with our reproducible sampler; COCO or LVIS evaluation."""
+
+    has_class_heads = True
 
     def check_evaluation(self, cfg: CfgNode) -> None:
         """Refuses test sets that could not be evaluated, before a run."""

@@ -1,21 +1,26 @@
-"""`DATASETS.REGISTER`: any COCO JSON becomes a Detectron2 data set, without code."""
+"""`DATASETS.REGISTER`: any COCO or LVIS JSON becomes a Detectron2 data set, without code."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import expand_path, guarded_join, read_json
+from pseudolabel.files import expand_path, read_json
+from pseudolabel.instances import class_image_counts, load_instances
+from pseudolabel.pipeline import PIPELINES
+from pseudolabel.validation import TOLERATED, Defect, iterate_defects, refuse_first
 
 logger = logging.getLogger(__name__)
 
 REQUIRED_KEYS = ("name", "json", "image_root")
-IMAGE_KEYS = ("id", "file_name", "height", "width")
-ANNOTATION_KEYS = ("id", "image_id", "category_id", "bbox")
+FORMATS = ("coco", "lvis")
+# Boxes without area in their image are in COCO's own files; the mappers leave them out.
+LEFT_OUT_LATER = TOLERATED | {"box_outside"}
 # Kept in the dataset dicts beside Detectron2's own keys; stock mappers ignore them.
 EXTRA_ANNOTATION_KEYS = ["id", "score", "quality", "mask_source"]
 
@@ -24,9 +29,10 @@ def register_datasets(cfg: CfgNode) -> list[str]:
     """Registers every entry of `DATASETS.REGISTER` and settles the number of classes.
 
     An entry is a mapping with `name`, `json` (path), `image_root` (path) and optionally `format`
-    ("coco"). Registering the same entry twice is harmless; the same name for other files is an
-    error. With the stock pipeline, whose models have class heads, all data sets must have the same
-    list of classes, and `MODEL.ROI_HEADS.NUM_CLASSES` 0 becomes its length.
+    ("coco" or "lvis", which also chooses the evaluation). Registering the same entry twice is
+    harmless; the same name for other files is an error. With a pipeline whose models have class
+    heads, all data sets must have the same list of classes, and `MODEL.ROI_HEADS.NUM_CLASSES` 0
+    becomes its length.
 
     Returns:
         The names, in the order of the config.
@@ -46,36 +52,47 @@ def _register(entry: Mapping) -> str:
             "DATASETS.REGISTER", f"an entry has no {', '.join(missing)}: {dict(entry)}", "add it"
         )
     file_format = entry.get("format", "coco")
-    if file_format != "coco":
-        raise DataError("DATASETS.REGISTER", f"unknown format {file_format!r}", "use 'coco'")
+    if file_format not in FORMATS:
+        raise DataError(
+            "DATASETS.REGISTER", f"unknown format {file_format!r}", f"use one of {FORMATS}"
+        )
     name = entry["name"]
     json_file, image_root = expand_path(entry["json"]), expand_path(entry["image_root"])
     if name in DatasetCatalog.list():
         known = MetadataCatalog.get(name)
-        if (known.get("json_file"), known.get("image_root")) == (json_file, image_root):
+        stated = tuple(map(known.get, ("json_file", "image_root", "evaluator_type")))
+        if stated == (json_file, image_root, file_format):
             return name
         raise DataError(
             "DATASETS.REGISTER",
-            f"the name {name!r} is taken by {known.get('json_file')}",
+            f"the name {name!r} is taken by {stated[0]} with format {stated[2]!r}",
             "choose another name",
         )
     if not Path(image_root).is_dir():
         raise DataError("DATASETS.REGISTER", f"no image folder {image_root}", "correct image_root")
-    categories = read_categories(json_file)
+    data = read_json(json_file)
+    categories = sorted_categories(data, json_file)
     DatasetCatalog.register(name, lambda: _load(json_file, image_root, name))
+    if file_format == "lvis":
+        counts = class_image_counts(categories, data.get("annotations", []))
+        MetadataCatalog.get(name).set(class_image_count=counts)
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=image_root,
-        evaluator_type="coco",
+        evaluator_type=file_format,
         thing_classes=[category["name"] for category in categories],
         thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
     )
     return name
 
 
-def read_categories(json_file: str | Path) -> list[dict]:
-    """The `categories` of a COCO JSON sorted by id; the class list of the data set."""
-    categories = read_json(json_file).get("categories")
+def sorted_categories(data: Mapping[str, Any], json_file: str | Path) -> list[dict]:
+    """The `categories` of a COCO or LVIS JSON by id; the class list of the data set.
+
+    Raises:
+        DataError: there are none, or one has no integer id or no name.
+    """
+    categories = data.get("categories")
     if not categories:
         raise DataError(json_file, "has no categories", "add the list of classes")
     bad = [c for c in categories if not isinstance(c.get("id"), int) or not c.get("name")]
@@ -88,47 +105,70 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
     """Dataset dicts of a JSON; images of status "rejected" are left out, with their count logged.
 
     Raises:
-        DataError: an image or annotation lacks a key that every loader needs, or a `file_name`
-            leaves the image folder.
+        DataError: the first error that `pseudolabel.validation` finds in what is left.
     """
-    data = read_json(json_file)
-    rejected = set()
-    for index, image in enumerate(data.get("images", [])):
-        _require_keys(json_file, "image", index, image, IMAGE_KEYS)
-        if image.get("status") == "rejected":
-            rejected.add(image["id"])
-        else:
-            guarded_join(image_root, image["file_name"], source=json_file)
-    for index, annotation in enumerate(data.get("annotations", [])):
-        _require_keys(json_file, "annotation", index, annotation, ANNOTATION_KEYS)
-    records = load_coco_json(json_file, image_root, name, EXTRA_ANNOTATION_KEYS)
+    data = _without_rejected(read_json(json_file), json_file)
+    left_out = Counter()
+
+    def counted() -> Iterator[Defect]:
+        for defect in iterate_defects(data, plausibility=False):
+            left_out[defect.kind] += defect.kind in LEFT_OUT_LATER
+            yield defect
+
+    refuse_first(json_file, counted(), LEFT_OUT_LATER)
+    if left_out.total():
+        logger.warning(
+            "%s: %d boxes have no area in their image, and will not be used; see tools/validate.py",
+            *(json_file, left_out.total()),
+        )
+    metadata = MetadataCatalog.get(name)
+    return load_instances(
+        data,
+        json_file,
+        image_root,
+        metadata.thing_dataset_id_to_contiguous_id,
+        EXTRA_ANNOTATION_KEYS,
+        federated=metadata.evaluator_type == "lvis",
+    )
+
+
+def _without_rejected(data: dict[str, Any], json_file: str) -> dict[str, Any]:
+    # Comes before any check, since a record may have been rejected for what a check would find.
+    images = data.get("images") or []
+    rejected = {
+        image["id"]
+        for image in images
+        if isinstance(image, dict)
+        and image.get("status") == "rejected"
+        and isinstance(image.get("id"), int)
+    }
     if not rejected:
-        return records
-    kept = [record for record in records if record["image_id"] not in rejected]
+        return data
+
+    def is_kept(entry: object, key: str) -> bool:
+        value = entry.get(key) if isinstance(entry, dict) else None
+        return not (isinstance(value, int) and value in rejected)
+
     logger.warning(
         "%s: left out %d of %d images, whose status is 'rejected'; the reasons stand in the "
         "rejects file of the label job",
-        *(json_file, len(records) - len(kept), len(records)),
+        *(json_file, len(rejected), len(images)),
     )
-    return kept
-
-
-def _require_keys(json_file: str, kind: str, index: int, entry: dict, keys: Sequence[str]) -> None:
-    missing = [key for key in keys if entry.get(key) in (None, "", [])]
-    if missing:
-        record = f"{kind} at position {index}" if "id" in missing else f"{kind} {entry['id']}"
-        raise DataError(
-            json_file, f"has no {', '.join(missing)}", "add it, or drop the record", record
-        )
+    annotations = data.get("annotations") or []
+    return {
+        **data,
+        "images": [image for image in images if is_kept(image, "id")],
+        "annotations": [a for a in annotations if is_kept(a, "image_id")],
+    }
 
 
 def _settle_num_classes(cfg: CfgNode) -> None:
     """Counts the classes where the config leaves them open; refuses class lists that differ.
 
     Predictions of a model with class heads are numbers: the same number must be the same class in
-    every data set. A class-agnostic model (any pipeline but the stock one) may mix class lists.
+    every data set. A class-agnostic model may mix class lists.
     """
-    if cfg.INPUT.PIPELINE != "StockPipeline":
+    if not getattr(PIPELINES.get(cfg.INPUT.PIPELINE), "has_class_heads", False):
         return
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     lists = {

@@ -23,7 +23,6 @@ DETECTRON2 = {
         "build_detection_test_loader",
         "get_detection_dataset_dicts",
     },
-    "detectron2.data.datasets": {"load_coco_json"},
     "detectron2.data.samplers": {"InferenceSampler"},
     "detectron2.engine": {
         "DefaultTrainer",
@@ -49,8 +48,9 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
     "views",
-    "pseudolabel": "ap ap_backends checkpoints ema errors files image_cache label_job labeler "
-    "loader mask_iou masks progress store weights yardsticks",
+    "pseudolabel": "ap ap_backends checkpoints ema errors files image_cache image_paths "
+    "label_job labeler loader mask_iou masks progress store weights "
+    "yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
