@@ -22,7 +22,7 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 # What is run; the others are bases to inherit from.
 RUNS = [path for path in FILES if path.parent.name != "_base_"]
 # Folders that a user names. A path starts with one of them, or is an output or a committed file.
-VARIABLES = {"COCO_ROOT", "DETECTRON2_DATASETS", "MASKSMITH_DATA"}
+VARIABLES = {"DETECTRON2_DATASETS", "MASKSMITH_DATA"}
 LOCAL = ("output/", "configs/")
 
 
@@ -113,7 +113,7 @@ def check_path(text):
 def test_runs_do_not_share_an_output_folder():
     folders = [load(path).OUTPUT_DIR for path in RUNS]
     assert sorted(folders) == sorted(set(folders))
-    assert all(folder.removeprefix("./").startswith("output") for folder in folders)
+    assert all(folder.removeprefix("./").startswith("output/") for folder in folders)
 
 
 @every_run
