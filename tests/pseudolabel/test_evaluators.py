@@ -1,0 +1,256 @@
+"""From a model's `Instances` to the numbers of each data set's kind, with either Detectron2."""
+
+import json
+import logging
+import math
+import uuid
+
+import detectron2.evaluation
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, Instances
+
+from pseudolabel import evaluators
+from pseudolabel.ap_backends import numpy_float_alias
+from pseudolabel.errors import DataError
+from pseudolabel.evaluators import InstanceEvaluator
+from pseudolabel.masks import decode_segmentation
+from pseudolabel.trainer import Trainer, check_evaluation
+from tests.pseudolabel.made_up import detect
+from tests.tiny import SIDE, tiny_config, write_coco
+
+
+def register(json_file, **metadata):
+    """A data set of any category ids, under a new name."""
+    name = f"evaluated_{uuid.uuid4().hex}"
+    data = json.loads(json_file.read_text())
+    ids = sorted(category["id"] for category in data["categories"])
+    names = {category["id"]: category["name"] for category in data["categories"]}
+    DatasetCatalog.register(name, list)
+    MetadataCatalog.get(name).set(
+        json_file=str(json_file),
+        thing_classes=[names[i] for i in ids],
+        thing_dataset_id_to_contiguous_id={i: index for index, i in enumerate(ids)},
+        **metadata,
+    )
+    return name
+
+
+def as_instances(rows, image, ids, dtype=torch.bool):
+    """Results of one image as a model gives them."""
+    instances = Instances((image["height"], image["width"]))
+    boxes = np.array([row["bbox"] for row in rows]).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    instances.pred_boxes = Boxes(torch.tensor(boxes, dtype=torch.float32))
+    instances.scores = torch.tensor([float(row["score"]) for row in rows])
+    instances.pred_classes = torch.tensor([ids.index(row["category_id"]) for row in rows]).long()
+    size = image["height"], image["width"]
+    masks = [decode_segmentation(row["segmentation"], *size) for row in rows]
+    instances.pred_masks = torch.tensor(np.array(masks).reshape(-1, *size)).to(dtype)
+    return instances
+
+
+def feed(evaluator, data, rows, dtype=torch.bool):
+    """One image a batch, all images of the data set."""
+    ids = sorted(category["id"] for category in data["categories"])
+    evaluator.reset()
+    for image in data["images"]:
+        mine = [row for row in rows if row["image_id"] == image["id"]]
+        instances = as_instances(mine, image, ids, dtype)
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    return evaluator
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """(data set name, content of its JSON)."""
+    path = write_coco(tmp_path)
+    return register(path, evaluator_type="coco"), json.loads(path.read_text())
+
+
+def perfect(data):
+    return [{**a, "score": 0.5} for a in data["annotations"]]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32])
+def test_the_truth_scores_100_and_is_written_with_the_files_ids(coco, dtype, tmp_path):
+    name, data = coco
+    evaluator = InstanceEvaluator(name, output_dir=tmp_path / "out")
+    results = feed(evaluator, data, perfect(data), dtype).evaluate()
+    assert list(results) == ["bbox", "segm"]
+    for task in results.values():
+        assert list(task) == ["AP", "AP50", "AP75", "APs", "APm", "APl", "AP-left", "AP-right"]
+        assert task["AP"] == task["AP-left"] == pytest.approx(100)
+        assert math.isnan(task["APm"])
+    rows = json.loads((tmp_path / "out/coco_instances_results.json").read_text())
+    for row, annotation in zip(rows, data["annotations"], strict=True):
+        assert row.keys() == {"image_id", "category_id", "bbox", "score", "segmentation"}
+        for key in ("image_id", "category_id", "bbox", "segmentation"):
+            assert row[key] == annotation[key]
+
+
+def test_a_model_without_detections_scores_0(coco, caplog):
+    name, data = coco
+    with caplog.at_level(logging.WARNING):
+        results = feed(InstanceEvaluator(name), data, []).evaluate()
+    assert results["bbox"]["AP"] == results["segm"]["AP"] == results["segm"]["AP-left"] == 0
+    assert not caplog.records
+
+
+def test_images_not_seen_count_as_missed_and_are_named(coco, caplog):
+    name, data = coco
+    evaluator = InstanceEvaluator(name)
+    feed(evaluator, {**data, "images": data["images"][:2]}, perfect(data))
+    with caplog.at_level(logging.WARNING):
+        assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(50, abs=1)
+    assert "2 of 4 images" in caplog.text
+
+
+def test_ranks_are_joined_and_an_image_seen_twice_counts_once(coco, monkeypatch):
+    name, data = coco
+    evaluator = feed(InstanceEvaluator(name), data, perfect(data))
+    halves = {1: [1, 2, 3], 2: [3, 4]}
+    parts = [{k: evaluator._rows[k] for k in keys} for keys in halves.values()]
+    monkeypatch.setattr(evaluators.comm, "gather", lambda rows: parts)
+    assert evaluator.evaluate()["segm"]["AP"] == pytest.approx(100)
+    monkeypatch.setattr(evaluators.comm, "is_main_process", lambda: False)
+    assert evaluator.evaluate() is None
+
+
+def test_boxes_alone_need_no_masks(coco):
+    name, data = coco
+    for annotation in data["annotations"]:
+        del annotation["segmentation"], annotation["area"], annotation["iscrowd"]
+    with open(MetadataCatalog.get(name).json_file, "w") as file:
+        json.dump(data, file)
+    with pytest.raises(DataError, match="8 of 8 annotations have no segmentation"):
+        InstanceEvaluator(name)
+    evaluator = InstanceEvaluator(name, tasks=("bbox",))
+    for image in data["images"]:
+        boxes = [a["bbox"] for a in data["annotations"] if a["image_id"] == image["id"]]
+        instances = Instances((SIDE, SIDE), scores=torch.ones(2), pred_classes=torch.arange(2))
+        boxes = torch.tensor(boxes).float()
+        instances.pred_boxes = Boxes(torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1))
+        evaluator.process([{"image_id": image["id"]}], [{"instances": instances}])
+    results = evaluator.evaluate()
+    assert list(results) == ["bbox"]
+    assert results["bbox"]["AP"] == pytest.approx(100)
+
+
+def test_a_test_set_without_annotations_gets_predictions_and_no_numbers(coco, tmp_path):
+    name, data = coco
+    rows = perfect(data)
+    del data["annotations"]
+    with open(MetadataCatalog.get(name).json_file, "w") as file:
+        json.dump(data, file)
+    evaluator = feed(InstanceEvaluator(name, output_dir=tmp_path / "out"), data, rows)
+    assert evaluator.evaluate() == {}
+    assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pred_classes": torch.tensor([0, 2])}, "predicts class 2, the data set has 2 classes"),
+        ({"scores": torch.tensor([0.5, math.nan])}, "not finite"),
+        ({"pred_boxes": Boxes(torch.full((2, 4), math.inf))}, "not finite"),
+    ],
+)
+def test_impossible_predictions_are_refused(change, message, coco):
+    name, data = coco
+    ids = [3, 8]
+    instances = as_instances(perfect(data)[:2], data["images"][0], ids)
+    for field, value in change.items():
+        instances.set(field, value)
+    with pytest.raises(ValueError, match=f"image 1: .*{message}"):
+        InstanceEvaluator(name).process([{"image_id": 1}], [{"instances": instances}])
+
+
+def test_numbers_are_those_of_detectron2s_own_evaluator(data_dir):
+    file = data_dir / "coco_dev/annotations/instances_val.json"
+    name = register(file, evaluator_type="coco")
+    data = json.loads(file.read_text())
+    rows = detect(data, seed=1, missed=0.5, copies=1)
+    ours = feed(InstanceEvaluator(name), data, rows).evaluate()
+    theirs = detectron2.evaluation.COCOEvaluator(
+        name, tasks=("bbox", "segm"), distributed=False, use_fast_impl=False
+    )
+    for task, numbers in feed(theirs, data, rows).evaluate().items():
+        assert ours[task].keys() == numbers.keys()
+        for metric, value in numbers.items():
+            assert ours[task][metric] == pytest.approx(value, abs=1e-4, nan_ok=True), metric
+
+
+@pytest.mark.skipif(
+    "LVISEvaluator" not in dir(detectron2.evaluation), reason="this build has no LVISEvaluator"
+)
+def test_stock_lvis_evaluation_works_inside_the_alias_and_gives_our_numbers(data_dir, tmp_path):
+    file = data_dir / "lvis_dev/annotations/lvis_v0.5_val_subset.json"
+    name = register(file, evaluator_type="lvis")
+    data = json.loads(file.read_text())
+    rows = detect(data, seed=1, missed=0.5, copies=1)
+    ours = feed(InstanceEvaluator(name), data, rows).evaluate()
+    theirs = detectron2.evaluation.LVISEvaluator(
+        name, tasks=("bbox", "segm"), distributed=False, output_dir=str(tmp_path)
+    )
+    with numpy_float_alias():
+        numbers = feed(theirs, data, rows).evaluate()
+    for task in ("bbox", "segm"):
+        for metric in ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf"):
+            assert ours[task][metric] == pytest.approx(numbers[task][metric], abs=1e-4), metric
+
+
+# Config to evaluator
+
+
+def test_the_trainer_evaluates_lvis_where_the_metadata_says_so(tmp_path):
+    path = write_coco(tmp_path)
+    cfg = tiny_config("mask_rcnn/sample", path, tmp_path / "out")
+    assert Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0]).truth.style == "coco"
+    name = register(path, evaluator_type="lvis")
+    cfg.TEST.EVALUATOR.PER_CLASS = False
+    evaluator = Trainer.build_evaluator(cfg, name)
+    results = feed(evaluator, json.loads(path.read_text()), []).evaluate()
+    assert list(results["segm"])[6:] == ["APr", "APc", "APf"]
+
+
+def test_a_cut_of_the_model_below_the_limit_is_told(tmp_path, caplog):
+    opts = ["TEST.EVALUATOR.MAX_DETS", 200]
+    cfg = tiny_config("mask_rcnn/sample", write_coco(tmp_path), tmp_path / "out", opts)
+    with caplog.at_level(logging.WARNING):
+        Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    assert "200 detections per image would count, but the model gives 100" in caplog.text
+    caplog.clear()
+    cfg.TEST.DETECTIONS_PER_IMAGE = 200
+    Trainer.build_evaluator(cfg, cfg.DATASETS.TEST[0])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("opts", "masks", "message"),
+    [
+        # what a Mask R-CNN run would have found out at its end
+        ([], False, "8 of 8 annotations have no segmentation"),
+        (["TEST.EVALUATOR.BACKEND", "pycoco"], True, "unknown backend 'pycoco'"),
+        (["TEST.EVALUATOR.MAX_DETS", -1], True, "TEST.EVALUATOR.MAX_DETS: is -1"),
+        # fine
+        (["MODEL.MASK_ON", False], False, None),
+        (["DATASETS.TEST", "()"], False, None),
+        ([], True, None),
+    ],
+)
+def test_evaluation_is_checked_before_a_run(opts, masks, message, tmp_path):
+    cfg = tiny_config("mask_rcnn/sample", write_coco(tmp_path, masks=masks), tmp_path / "o", opts)
+    if message is None:
+        check_evaluation(cfg)
+        return
+    with pytest.raises(DataError, match=message):
+        check_evaluation(cfg)
+
+
+def test_data_sets_of_other_kinds_are_refused(tmp_path):
+    path = write_coco(tmp_path)
+    with pytest.raises(DataError, match="evaluator type 'sem_seg'"):
+        InstanceEvaluator(register(path, evaluator_type="sem_seg"))
