@@ -7,14 +7,13 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from pseudolabel.checks import image_name, is_integer, is_safe_name
 from pseudolabel.defects import Defect
 from pseudolabel.errors import DataError
 from pseudolabel.files import is_deep
 from pseudolabel.image_paths import image_path
-from pseudolabel.masks import MAX_PIXELS
 from pseudolabel.validation_records import Subject
 
 WORKERS = 4
@@ -60,7 +59,9 @@ def check_images(data: object, image_root: str | Path, *, pixels: bool = True) -
     root = Path(image_root)
     resolved = root.resolve()
     found: list[Defect] = []
-    with ThreadPoolExecutor(WORKERS) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
+        # Of large images, which Pillow reads nevertheless.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         while chunk := list(islice(subjects, CHUNK)):
             for defects in pool.map(lambda s: list(_check_file(s, root, resolved, pixels)), chunk):
                 found += defects
@@ -102,25 +103,28 @@ def _check_file(subject: Subject, root: Path, resolved: Path, pixels: bool) -> I
 
 
 def _check_content(subject: Subject, path: Path, name: str, pixels: bool) -> Iterator[Defect]:
-    header = None
+    opened = False
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(path)
-        with image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            header = Header(image.height, image.width, orientation, image.mode)
+        with Image.open(path) as image:
+            opened = True
+            header = Header(image.height, image.width, _orientation(image, pixels), image.mode)
             yield from _check_header(subject, name, header)
-            if pixels and header.height * header.width <= MAX_PIXELS:
+            if pixels:
                 # JPEGs are then decoded small, yet read to their end.
                 image.draft(None, (1, 1))
                 image.load()
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        kind = "image_unreadable" if isinstance(error, OSError) else "image_too_large"
-        yield subject.defect(kind, f"{name} cannot be read ({error})", "file_name")
+    except Image.DecompressionBombError as error:
+        yield subject.defect("image_too_large", f"{name} cannot be read ({error})", "file_name")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        kind = "image_unreadable" if header is None else "image_truncated"
+        kind = "image_truncated" if opened else "image_unreadable"
         yield subject.defect(kind, f"{name} cannot be read to its end ({error})", "file_name")
+
+
+def _orientation(image: Image.Image, pixels: bool) -> int:
+    # Pillow reads a PNG to its end for EXIF, which may follow the pixels there.
+    if image.format == "PNG" and "exif" not in image.info and not pixels:
+        return 1
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _check_header(subject: Subject, name: str, header: Header) -> Iterator[Defect]:
