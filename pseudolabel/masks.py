@@ -14,8 +14,8 @@ from pycocotools import mask as coco_rle
 
 # Pillow refuses larger images, so that a mask of more pixels belongs to none.
 MAX_PIXELS = 2 * 89_478_485
-# Bits of a run in a compressed code; a mask of MAX_PIXELS needs fewer.
-_LONGEST_RUN = 60
+# Bits of a run in a compressed code: enough for a mask of MAX_PIXELS, few enough for the C library.
+_LONGEST_RUN = 30
 # Pixels; bounds the points of a polygon whose image is unknown.
 _LONGEST_SIDE = 100_000
 SMALL_AREA = 32**2
@@ -237,7 +237,7 @@ def _runs_of(counts: bytes) -> list[int]:
         value |= (digit & 31) << shift
         shift += 5
         if digit & 32:
-            if shift > _LONGEST_RUN:
+            if shift >= _LONGEST_RUN:
                 raise SegmentationError(
                     "rle_malformed", "run-length code holds a number of too many digits"
                 )

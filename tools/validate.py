@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pseudolabel.errors import DataError
 from pseudolabel.files import refuse_overwrite
+from pseudolabel.repair import Repair
 from pseudolabel.validation_report import Findings, examine, write_repair, write_report
 
 
@@ -55,29 +56,32 @@ def print_findings(findings: Findings, limit: int) -> None:
     print(f"{findings.path}: {findings.errors} errors, {findings.warnings} warnings")
 
 
+def repaired(findings: Findings, path: str, limit: int) -> Repair | None:
+    """Writes the repaired copy and prints what was done; None where nothing can be done."""
+    try:
+        repair = write_repair(findings, path)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return None
+    print_lines([str(step) for step in repair.steps], limit)
+    for kind, count in repair.counts.items():
+        numbers = ", ".join(f"{number} {name}" for name, number in count.items())
+        print(f"{path}: {kind} {numbers}")
+    return repair
+
+
 def main(argv: list[str] | None = None) -> int:
     """Prints findings, then the steps of the repair. Returns the exit status."""
     args = parse_args(argv)
     try:
         findings = examine(args.file, args.images, pixels=not args.headers_only)
         print_findings(findings, args.max)
-        repair = write_repair(findings, args.repair) if args.repair else None
-        if repair is not None:
-            print_lines([str(step) for step in repair.steps], args.max)
-            for kind, count in repair.counts.items():
-                numbers = ", ".join(f"{number} {name}" for name, number in count.items())
-                print(f"{args.repair}: {kind} {numbers}")
+        repair = repaired(findings, args.repair, args.max) if args.repair else None
         if args.report:
             write_report(findings, repair, args.report)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
-        where = error.filename or args.repair or args.report
-        print(
-            f"error: {where}: {error.strerror or error}. Remedy: check disk space and rights.",
-            file=sys.stderr,
-        )
+        where, problem = error.filename or args.repair or args.report, error.strerror or error
+        print(f"error: {where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
         return 1
     return 1 if findings.errors or (args.strict and findings.warnings) else 0
 

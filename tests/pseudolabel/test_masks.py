@@ -100,11 +100,34 @@ def test_polygons():
         ({"size": [2, 2], "counts": "\u007f"}, "no digit"),
         ({"size": [2, 2], "counts": "T"}, "breaks off"),
         ({"size": [2, 2], "counts": "O4"}, "negative"),
+        ({"size": [2, 2], "counts": "PPPPPP0"}, "too many digits"),  # 0, padded: C shifts too far
+        ({"size": [10**5, 10**5], "counts": [10**10]}, "is for a mask of size"),  # a bomb
+        ({"size": [2, 2], "counts": "é"}, "no digit"),
+        ({"size": [2, 2], "counts": [1.5, 2.5]}, "malformed"),
+        ({"size": ["2", 2], "counts": [4]}, "malformed"),
+        ([["0", "0", "4", "0", "4", "4"]], "three finite"),  # text that looks like numbers
+        ([[0, 0, 4, 0, 4, True]], "three finite"),
+        ([[[0, 0], [4, 0], [4, 4]]], "three finite"),  # nested
+        ([[0, 0, 1e9, 0, 1e9, 1e9]], "far outside"),  # the library would need gigabytes
     ],
 )
 def test_bad_segmentation(segmentation, message):
     with pytest.raises(ValueError, match=message):
         masks.decode_segmentation(segmentation, 2, 2)
+
+
+def test_a_mask_larger_than_any_image_is_refused():
+    with pytest.raises(masks.SegmentationError, match="too large") as error:
+        masks.decode_segmentation([[0, 0, 4, 0, 4, 4]], 10**5, 10**5)
+    assert error.value.kind == "rle_huge"
+
+
+def test_the_longest_run_is_read():
+    side = 13_377  # squared, the most that a mask may have
+    size = {"size": [side, side]}
+    for runs in ([side * side], [0, side * side], [5, 1, 2, side * side - 9, 1]):
+        code = coco_rle.frPyObjects({**size, "counts": runs}, side, side)
+        assert masks._runs_of(code["counts"]) == runs
 
 
 def test_encode_wants_two_dimensions():

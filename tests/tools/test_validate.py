@@ -1,0 +1,185 @@
+"""tools/validate.py: lines, exit status, and that a repair never touches its input."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pseudolabel.store import BoxFile
+from pseudolabel.validation import read_checked
+from tests.tiny import write_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+# A real limit on file size stands in for a full disk.
+SMALL_DISK = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def load_command():
+    spec = importlib.util.spec_from_file_location("validate", ROOT / "tools/validate.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    return command
+
+
+command = load_command()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Four images with two annotations each, 10, 11 on image 1 up to 40, 41 on image 4."""
+    write_coco(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def edit(folder, **values):
+    """Sets keys of annotation 10."""
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    data["annotations"][0].update(values)
+    path.write_text(json.dumps(data))
+
+
+def run(capsys, *arguments):
+    status = command.main(["instances.json", *arguments])
+    return status, capsys.readouterr().out.splitlines()
+
+
+def test_a_sound_file(folder, capsys):
+    status, lines = run(capsys, "--images", ".", "--strict")
+    assert (status, lines) == (0, ["instances.json: 0 errors, 0 warnings"])
+
+
+def test_errors_and_warnings(folder, capsys):
+    edit(folder, area=5000)
+    status, lines = run(capsys)
+    assert status == 0
+    assert lines[0].startswith("instances.json (annotation 10): warning area_differs: area is 5000")
+    assert "Remedy: take the area of the mask." in lines[0]
+    assert lines[1:] == ["       1 area_differs", "instances.json: 0 errors, 1 warnings"]
+    assert run(capsys, "--strict")[0] == 1
+    edit(folder, bbox=[1, 2, 3])
+    assert run(capsys)[0] == 1
+
+
+def test_the_images_count(folder, capsys):
+    (folder / "3.png").write_bytes(b"")
+    assert run(capsys)[0] == 0
+    status, lines = run(capsys, "--images", ".")
+    assert status == 1
+    assert lines[0].startswith("instances.json (image 3): error image_empty: 3.png has 0 bytes")
+
+
+def test_the_number_of_lines_is_bounded_and_the_counts_are_not(folder, capsys):
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"]:
+        annotation["bbox"] = None
+    path.write_text(json.dumps(data))
+    status, lines = run(capsys, "--max", "2")
+    assert status == 1
+    assert len(lines) == 5
+    assert lines[2] == "... and 6 more (--max 8 prints all)"
+    assert lines[3] == "       8 box_missing"
+
+
+def test_repair_accounts_for_every_annotation(folder, capsys):
+    edit(folder, bbox=[1, 2, -3, 4])
+    (folder / "3.png").unlink()
+    before = (folder / "instances.json").read_bytes()
+    options = ("--images", ".", "--repair", "new.json", "--report", "report.json")
+    status, lines = run(capsys, *options)
+    assert status == 1
+    assert (folder / "instances.json").read_bytes() == before
+    for line in (
+        "dropped image 3: 3.png does not exist",
+        "dropped annotation 30: its image 3 was dropped",
+        "dropped annotation 31: its image 3 was dropped",
+        "dropped annotation 10: bbox is [1, 2, -3, 4] on a 64x64 image",
+        "new.json: annotations 8 in, 5 out, 3 dropped",
+    ):
+        assert line in lines
+    assert [a["id"] for a in read_checked("new.json")["annotations"]] == [11, 20, 21, 40, 41]
+    assert len(BoxFile("new.json").jobs) == 3
+    report = json.loads((folder / "report.json").read_text())
+    assert report["repair"]["counts"]["annotations"] == {"in": 8, "out": 5, "dropped": 3}
+    assert report["records"]["annotations"] == 8
+    assert report["counts"] == {"box_negative": 1, "image_missing": 1}
+    assert [d["record"] for d in report["defects"]] == ["annotation 10", "image 3"]
+    assert {tuple(s["place"]) for s in report["repair"]["steps"]} == {
+        ("images", 2),
+        ("annotations", 0),
+        ("annotations", 4),
+        ("annotations", 5),
+    }
+    # The repaired file is sound.
+    assert command.main(["new.json", "--images", "."]) == 0
+
+
+def test_a_byte_order_mark_goes(folder, capsys):
+    path = folder / "instances.json"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    status, lines = run(capsys, "--repair", "new.json")
+    assert status == 0
+    assert any("warning byte_order_mark" in line for line in lines)
+    assert "changed the file: removed the byte order mark" in lines
+    assert (folder / "new.json").read_bytes()[:1] == b"{"
+
+
+def test_what_cannot_be_read_is_not_repaired(folder, capsys):
+    path = folder / "instances.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    status = command.main(["instances.json", "--repair", "new.json", "--report", "report.json"])
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert "instances.json: error json_malformed: not valid JSON" in out
+    assert "cannot be repaired" in err
+    assert "Remedy" in err
+    assert not (folder / "new.json").exists()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["errors"] == 1
+    assert "repair" not in report
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--repair", "instances.json"),  # never over the input
+        ("--repair", "./link.json"),  # by whatever name
+        ("--report", "instances.json"),
+        ("--repair", "x.json", "--report", "x.json"),
+        ("--images", "no_such_folder"),
+        ("--max", "-1"),
+        ("--no-such-option",),
+    ],
+)
+def test_wrong_usage(arguments, folder, capsys):
+    (folder / "link.json").symlink_to("instances.json")
+    before = (folder / "instances.json").read_bytes()
+    with pytest.raises(SystemExit) as error:
+        command.main(["instances.json", *arguments])
+    assert error.value.code == 2
+    assert (folder / "instances.json").read_bytes() == before
+
+
+def test_a_full_disk_keeps_the_old_repair(folder):
+    edit(folder, area=5000)
+    (folder / "new.json").write_text("old")
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(ROOT / "tools/validate.py"), "instances.json"]
+        + ["--repair", "new.json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (folder / "new.json").read_text() == "old"
+    assert not list(folder.glob(".new*"))
