@@ -12,6 +12,7 @@ from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 
+from pseudolabel.distributed import data_parallel_on
 from pseudolabel.ema import unwrap
 from pseudolabel.hooks import StepSeed, TeacherUpdate
 from pseudolabel.loader import TrainLoader
@@ -36,7 +37,8 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         check_evaluation(cfg)
-        super().__init__(cfg)
+        with data_parallel_on(cfg.MODEL.DEVICE):
+            super().__init__(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -4,6 +4,8 @@
 tools/train_net.py --config-file configs/mal/nuclei.yaml
 tools/train_net.py --config-file configs/mask_rcnn/nuclei.yaml DATASETS.TRAIN "('x_mal',)"
 tools/train_net.py --config-file ... --resume
+tools/train_net.py --config-file ... --num-gpus 8
+torchrun --nproc-per-node 8 tools/train_net.py --config-file ...
 tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_final.pth
 """
 
@@ -13,16 +15,18 @@ from pathlib import Path
 
 import detectron2
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import default_argument_parser, default_setup, launch
+from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from torch.multiprocessing import ProcessRaisedException
 
 import mal.data
 import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 from mal.config import add_mal_config
 from pseudolabel.config import add_masksmith_config, config_changes
+from pseudolabel.distributed import data_error_of, run_everywhere
 from pseudolabel.errors import DataError
 from pseudolabel.evaluation import load_complete
 from pseudolabel.loader import seed_everything
@@ -90,16 +94,15 @@ def main(args) -> dict:
 def run(args) -> int:
     """Returns 0; 1 with one clear error line for bad input. Anything else is raised."""
     try:
-        launch(
-            main,
-            args.num_gpus,
-            num_machines=args.num_machines,
-            machine_rank=args.machine_rank,
-            dist_url=args.dist_url,
-            args=(args,),
-        )
+        run_everywhere(main, args)
     except DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ProcessRaisedException as error:
+        message = data_error_of(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 1
     return 0
 

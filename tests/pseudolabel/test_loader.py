@@ -5,9 +5,19 @@ import random
 import numpy as np
 import pytest
 import torch
+from detectron2.data.samplers import RepeatFactorTrainingSampler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pseudolabel.errors import DataError
-from pseudolabel.loader import EpochOrder, TrainLoader, isolated_rng, mix_seed
+from pseudolabel.loader import (
+    EpochOrder,
+    RepeatFactorOrder,
+    TrainLoader,
+    category_repeat_factors,
+    isolated_rng,
+    mix_seed,
+)
 
 
 def records(count):
@@ -36,18 +46,23 @@ def take(batches, count):
     return [next(iterator) for _ in range(count)]
 
 
+FACTORS = [1.0, 2.5, 1.0, 1.2, 3.0, 1.0, 1.0, 1.7, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(
-    ("workers", "grouped"),
+    ("workers", "grouped", "factors"),
     [
-        (0, False),  # in the training process
-        (2, False),  # worker processes
-        (0, True),  # grouping by aspect, replayed on resume
-        (2, True),
+        (0, False, None),  # in the training process
+        (2, False, None),  # worker processes
+        (0, True, None),  # grouping by aspect, replayed on resume
+        (2, True, None),
+        (0, False, FACTORS),  # epochs of different lengths
+        (2, True, FACTORS),
     ],
 )
-def test_resumed_run_sees_what_an_uninterrupted_run_sees(workers, grouped):
-    whole = take(loader(group_by_aspect=grouped), 12)
-    rest = loader(num_workers=workers, group_by_aspect=grouped)
+def test_resumed_run_sees_what_an_uninterrupted_run_sees(workers, grouped, factors):
+    whole = take(loader(group_by_aspect=grouped, repeat_factors=factors), 12)
+    rest = loader(num_workers=workers, group_by_aspect=grouped, repeat_factors=factors)
     rest.seek(7)
     assert take(rest, 5) == whole[7:]
 
@@ -100,3 +115,81 @@ def test_unreadable_image_is_named():
 def test_empty_training_set_is_refused():
     with pytest.raises(DataError, match="no usable training record"):
         EpochOrder(0, seed=0)
+
+
+def naive_order(factors, seed, epochs):
+    """Record indices of the first epochs, one record and one draw at a time."""
+    order = []
+    for epoch in range(epochs):
+        generator = np.random.default_rng([seed, epoch])
+        draws = generator.random(len(factors))
+        indices = []
+        for index, (factor, drawn) in enumerate(zip(factors, draws, strict=True)):
+            indices += [index] * (int(factor) + (1 if drawn < factor % 1 else 0))
+        order += generator.permutation(indices).tolist()
+    return order
+
+
+def test_repeated_order_is_a_function_of_seed_and_position():
+    expected = naive_order(FACTORS, 5, 20)
+    forward, jumping = RepeatFactorOrder(FACTORS, 5), RepeatFactorOrder(FACTORS, 5)
+    assert [forward(position) for position in range(len(expected))] == expected
+    places = np.random.default_rng(0).permutation(len(expected)).tolist()
+    assert [jumping(position) for position in places] == [expected[place] for place in places]
+    assert [RepeatFactorOrder(FACTORS, 6)(p) for p in range(30)] != expected[:30]
+
+
+def test_records_are_repeated_by_their_factor_on_average():
+    order = RepeatFactorOrder(FACTORS, 0)
+    epochs = 4000
+    counts = sum(np.bincount(order.epoch_indices(e), minlength=10) for e in range(epochs))
+    # The standard error of a mean of rounded numbers is below .5 / sqrt(4000) = .008.
+    assert counts / epochs == pytest.approx(np.array(FACTORS), abs=0.04)
+    assert set(np.bincount(order.epoch_indices(3), minlength=10)[[0, 4]]) == {1, 3}  # whole ones
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        [],  # no record
+        [1.0, float("nan")],
+        [1.0, -0.5],
+        [0.0, 0.0],  # would look for a first sample for ever
+        [float("inf")],
+    ],
+)
+def test_useless_repeat_factors_are_refused(factors):
+    with pytest.raises(DataError, match="repeat factors"):
+        RepeatFactorOrder(factors, 0)
+
+
+def images_of(*contents):
+    return [{"annotations": [{"category_id": key} for key in content]} for content in contents]
+
+
+# t = .5: class 0 in 4 of 4 images, 1 in 1 of 4 (factor 2 ** .5), 2 in 2 of 4 (exactly t).
+@pytest.mark.parametrize(
+    ("contents", "sqrt", "expected"),
+    [
+        ([[0, 0], [0, 1], [0, 2], [2, 0]], True, [1, 2**0.5, 1, 1]),
+        ([[0, 0], [0, 1], [0, 2], [2, 0]], False, [1, 2, 1, 1]),
+        ([[0], [], [0], [0]], True, [1, 1, 1, 1]),  # an image without annotation
+    ],
+)
+def test_repeat_factor_of_an_image_is_its_rarest_class_s(contents, sqrt, expected):
+    assert category_repeat_factors(images_of(*contents), 0.5, sqrt) == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(st.lists(st.integers(0, 6), max_size=5), min_size=1, max_size=30),
+    st.floats(0.0, 1.0),
+    st.booleans(),
+)
+def test_repeat_factors_equal_detectron2s(contents, threshold, sqrt):
+    images = images_of(*contents)
+    theirs = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        images, threshold, sqrt=sqrt
+    )
+    ours = category_repeat_factors(images, threshold, sqrt)
+    assert ours == pytest.approx(theirs.numpy(), rel=1e-5)
