@@ -251,8 +251,8 @@ def test_builders():
         ("detectron2.modeling", "RetinaNet"),
         ("detectron2.modeling.backbone", "ViT"),
         ("detectron2.modeling.backbone.swin", "SwinTransformer"),
-        ("detectron2.modeling.roi_heads.roi_heads", "Res5ROIHeads"),
-        ("detectron2.modeling.roi_heads.cascade_rcnn", "CascadeROIHeads"),
+        ("detectron2.modeling.roi_heads.roi_heads", "select_proposals_with_visible_keypoints"),
+        ("detectron2.modeling.roi_heads", "KRCNNConvDeconvUpsampleHead"),
         ("detectron2.modeling.test_time_augmentation", "GeneralizedRCNNWithTTA"),
     ],
 )

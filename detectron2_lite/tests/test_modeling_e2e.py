@@ -243,7 +243,7 @@ def test_builders():
     with pytest.raises(NotImplementedError, match="upstream"):
         make_model(META_ARCHITECTURE="RetinaNet")
     with pytest.raises(NotImplementedError, match="upstream"):
-        build_sem_seg_head(make_cfg(), {})
+        build_sem_seg_head(make_cfg(SEM_SEG_HEAD__NAME="PointRendSemSegHead"), {})
     with pytest.raises(AssertionError, match="do not match"):
         make_model(PIXEL_STD=[1.0])
 

@@ -323,7 +323,7 @@ class TestStandardROIHeads:
 
     @pytest.mark.parametrize(
         ("key", "value"),
-        [("ROI_HEADS__NAME", "Res5ROIHeads"), ("KEYPOINT_ON", True)],
+        [("ROI_HEADS__NAME", "RROIHeads"), ("KEYPOINT_ON", True)],
     )
     def test_upstream_only(self, key, value):
         with pytest.raises(NotImplementedError, match="upstream"):

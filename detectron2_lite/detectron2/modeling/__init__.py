@@ -19,6 +19,7 @@ from .meta_arch import (
     SEM_SEG_HEADS_REGISTRY,
     GeneralizedRCNN,
     ProposalNetwork,
+    SemanticSegmentor,
     build_model,
     build_sem_seg_head,
 )
@@ -56,8 +57,6 @@ __getattr__ = upstream_only(
         "ROI_KEYPOINT_HEAD_REGISTRY",
         "RegNet",
         "RetinaNet",
-        "SemSegFPNHead",
-        "SemanticSegmentor",
         "SimpleFeaturePyramid",
         "SwinTransformer",
         "ViT",

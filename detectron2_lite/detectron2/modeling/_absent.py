@@ -7,10 +7,9 @@ from fvcore.common.registry import Registry
 
 # Names that stock configs mention and that only upstream registers.
 _UPSTREAM_ONLY = """
-CascadeROIHeads CoarseMaskHead FCOS KRCNNConvDeconvUpsampleHead PanopticFPN PointRendROIHeads
-PointRendSemSegHead RROIHeads RRPN Res5ROIHeads RetinaNet RotatedAnchorGenerator SemSegFPNHead
-SemanticSegmentor build_fcos_resnet_fpn_backbone build_mnasnet_backbone build_regnet_backbone
-build_vit_backbone
+CoarseMaskHead FCOS KRCNNConvDeconvUpsampleHead PanopticFPN PointRendROIHeads
+PointRendSemSegHead RROIHeads RRPN RetinaNet RotatedAnchorGenerator
+build_fcos_resnet_fpn_backbone build_mnasnet_backbone build_regnet_backbone build_vit_backbone
 """
 
 

@@ -1,20 +1,205 @@
-"""Registry of semantic and per-pixel heads; Mask2Former-like models register theirs here."""
+"""A class for every pixel: Panoptic FPN's semantic branch (Kirillov et al., CVPR 2019, fig. 3)."""
 
-from detectron2.layers import ShapeSpec
-from detectron2.utils.env import upstream_only
+import math
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers.weight_init import c2_msra_fill
+from detectron2.structures import ImageList
 from fvcore.common.registry import Registry
 from torch import nn
 
 from .._absent import resolve
+from ..backbone import Backbone, build_backbone
+from ..postprocessing import sem_seg_postprocess
+from ._image_model import Batch, ImageModel
+from .build import META_ARCH_REGISTRY
+
+__all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head"]
+
+# Shape legend. B images of a batch, K classes; H and W the padded image.
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 SEM_SEG_HEADS_REGISTRY.__doc__ = """
 Modules built from ``(cfg, input_shape: dict of ShapeSpec)`` that predict from feature maps.
 """
 
-__getattr__ = upstream_only(__name__, ["SemanticSegmentor", "SemSegFPNHead"])
-
 
 def build_sem_seg_head(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     """Build ``MODEL.SEM_SEG_HEAD.NAME``."""
     return resolve(SEM_SEG_HEADS_REGISTRY, cfg.MODEL.SEM_SEG_HEAD.NAME)(cfg, input_shape)
+
+
+@META_ARCH_REGISTRY.register()
+class SemanticSegmentor(ImageModel):
+    """Backbone and semantic head."""
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+    ):
+        """
+        Args:
+            sem_seg_head: called with feature maps and targets, returns (B, K, H, W) logits and
+                losses; its ``ignore_value`` fills the targets' padding.
+            pixel_mean, pixel_std: per channel.
+        """
+        super().__init__(backbone, pixel_mean, pixel_std)
+        self.sem_seg_head = sem_seg_head
+
+    @classmethod
+    def from_config(cls, cfg) -> dict:
+        backbone = build_backbone(cfg)
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    def _padded_targets(self, batched_inputs: Batch) -> torch.Tensor | None:
+        """(B, H, W) class of each pixel, or None where the batch has no "sem_seg"."""
+        maps = self._on_device(batched_inputs, "sem_seg")
+        if maps is None:
+            return None
+        return ImageList.from_tensors(
+            maps,
+            self.backbone.size_divisibility,
+            self.sem_seg_head.ignore_value,
+            self.backbone.padding_constraints,
+        ).tensor
+
+    def forward(self, batched_inputs: Batch):
+        """
+        Args:
+            batched_inputs: in training with "sem_seg", an (H_i, W_i) integer tensor.
+
+        Returns:
+            In training {name: scalar loss}; else per image {"sem_seg": (K, height, width) logits}
+            at the size that the input asks for.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        logits, losses = self.sem_seg_head(features, self._padded_targets(batched_inputs))
+        if self.training:
+            return losses
+        outputs = []
+        for own, wanted, size in zip(logits, batched_inputs, images.image_sizes):
+            height, width = wanted.get("height", size[0]), wanted.get("width", size[1])
+            outputs.append({"sem_seg": sem_seg_postprocess(own, size, height, width)})
+        return outputs
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class SemSegFPNHead(nn.Module):
+    """Every pyramid level is brought to one stride by convolutions and doublings; their sum tells.
+
+    The branch of a level carries the level's name: p2.0, p4.0, p4.2, ... are its convolutions.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        num_classes: int,
+        conv_dims: int,
+        common_stride: int,
+        loss_weight: float = 1.0,
+        norm=None,
+        ignore_value: int = -1,
+    ):
+        """
+        Args:
+            input_shape: of the levels used.
+            num_classes: K.
+            conv_dims: channels inside the head.
+            common_stride: stride of the sum, in image pixels.
+            norm: normalisation of the convolutions, which then have no bias.
+            ignore_value: class of pixels that no loss counts.
+        """
+        super().__init__()
+        levels = sorted(input_shape.items(), key=lambda item: item[1].stride)
+        assert levels, "SemSegFPNHead needs at least one feature map"
+        self.in_features = [name for name, _ in levels]
+        self.common_stride = common_stride
+        self.loss_weight = loss_weight
+        self.ignore_value = ignore_value
+        self.scale_heads = []
+        for name, shape in levels:
+            branch = self._branch(shape, conv_dims, norm)
+            self.add_module(name, branch)
+            self.scale_heads.append(branch)
+        self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
+        c2_msra_fill(self.predictor)
+
+    def _branch(self, shape: ShapeSpec, width: int, norm) -> nn.Sequential:
+        """Convolutions with a doubling behind each, as many as the stride is too large."""
+        doublings = round(math.log2(shape.stride / self.common_stride))
+        layers: list[nn.Module] = []
+        for number in range(max(doublings, 1)):
+            conv = Conv2d(
+                width if number else shape.channels,
+                width,
+                kernel_size=3,
+                padding=1,
+                bias=not norm,
+                norm=get_norm(norm, width),
+                activation=F.relu,
+            )
+            c2_msra_fill(conv)
+            layers.append(conv)
+            if shape.stride != self.common_stride:
+                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+        return nn.Sequential(*layers)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
+        node = cfg.MODEL.SEM_SEG_HEAD
+        return {
+            "input_shape": {k: v for k, v in input_shape.items() if k in node.IN_FEATURES},
+            "num_classes": node.NUM_CLASSES,
+            "conv_dims": node.CONVS_DIM,
+            "common_stride": node.COMMON_STRIDE,
+            "loss_weight": node.LOSS_WEIGHT,
+            "norm": node.NORM,
+            "ignore_value": node.IGNORE_VALUE,
+        }
+
+    def forward(
+        self, features: dict[str, torch.Tensor], targets: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
+        """In training None and the losses, else (B, K, H, W) logits and {}."""
+        coarse = self.layers(features)
+        if self.training:
+            return None, self.losses(coarse, targets)
+        return self._to_pixels(coarse), {}
+
+    def layers(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
+        """(B, K, H / common_stride, W / common_stride) logits."""
+        branches = zip(self.in_features, self.scale_heads)
+        return self.predictor(sum(branch(features[name]) for name, branch in branches))
+
+    def _to_pixels(self, coarse: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(
+            coarse, scale_factor=self.common_stride, mode="bilinear", align_corners=False
+        )
+
+    def losses(self, predictions: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Mean cross-entropy of the pixels that are not ignored.
+
+        Args:
+            predictions: of `layers`.
+            targets: (B, H, W).
+        """
+        # Interpolation on CPU and the log of the softmax both want full precision under AMP.
+        logits = self._to_pixels(predictions.float())
+        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value)
+        return {"loss_sem_seg": loss * self.loss_weight}

@@ -34,7 +34,16 @@ Modules built from ``(cfg, input_shape: dict of ShapeSpec)``; called with images
 proposals and, in training, targets, they return one `Instances` per image and a dict of losses.
 """
 
-__getattr__ = upstream_only(__name__, ["Res5ROIHeads", "select_proposals_with_visible_keypoints"])
+_keypoints_elsewhere = upstream_only(__name__, ["select_proposals_with_visible_keypoints"])
+
+
+def __getattr__(name: str):
+    if name == "Res5ROIHeads":  # its documented address; the class itself builds on this module
+        from .res5_heads import Res5ROIHeads
+
+        return Res5ROIHeads
+    return _keypoints_elsewhere(name)
+
 
 Features = dict[str, torch.Tensor]
 
