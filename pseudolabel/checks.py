@@ -8,6 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _STRICT = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
+# The longest quote of a broken value in a message, characters.
+QUOTED = 80
 # A box may stick out by rounding.
 BORDER = 1.0
 # What `box_fault` finds, as the label job counts it; it labels the part of a box in the image.
@@ -52,7 +54,8 @@ def is_finite(value: object) -> bool:
         return math.isfinite(value)
     try:
         strict_json(value)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # What is nested too deep cannot be written, either.
         return False
     return True
 
@@ -137,3 +140,14 @@ def is_safe_name(file_name: str) -> bool:
     path = PurePosixPath(file_name.replace("\\", "/"))
     unsafe = not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
     return not unsafe and "\0" not in file_name
+
+
+def quote(value: object) -> str:
+    """A broken value as it stands, shortened."""
+    if isinstance(value, list | dict | str) and len(value) > QUOTED:
+        # The text of all of it may be as long as the file.
+        value = value[:QUOTED] if not isinstance(value, dict) else {"": f"{len(value)} keys"}
+    try:
+        return f"{value!r:.{QUOTED}}"
+    except (ValueError, RecursionError):
+        return "a value too large to print"

@@ -6,8 +6,6 @@ from pseudolabel.errors import DataError
 
 ERROR, WARNING = "error", "warning"
 FILE = "the file"
-# The longest quote of a broken value in a message, characters.
-QUOTED = 80
 
 # An error makes a reader fail or err; a warning is legal but seldom meant.
 _ERRORS = {
@@ -119,14 +117,3 @@ def make_defect(
     """A defect with the severity and the remedy of its kind."""
     severity, remedy = KINDS[kind]
     return Defect(kind, record, problem, remedy, severity, place, key)
-
-
-def quote(value: object) -> str:
-    """A broken value as it stands, shortened."""
-    if isinstance(value, list | dict | str) and len(value) > QUOTED:
-        # The text of all of it may be as long as the file.
-        value = value[:QUOTED] if not isinstance(value, dict) else {"": f"{len(value)} keys"}
-    try:
-        return f"{value!r:.{QUOTED}}"
-    except ValueError:
-        return "a number of thousands of digits"

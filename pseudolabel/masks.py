@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_rle
 
+from pseudolabel.checks import quote
+
 # Pillow refuses larger images, so that a mask of more pixels belongs to none.
 MAX_PIXELS = 2 * 89_478_485
 # Bits of a run in a compressed code: enough for a mask of MAX_PIXELS, few enough for the C library.
@@ -138,7 +140,7 @@ def _checked_ring(ring: Any, height: int | None, width: int | None) -> np.ndarra
     except OverflowError:
         flat = None
     if flat is None or flat.ndim != 1 or not np.isfinite(flat).all():
-        raise SegmentationError("polygon_malformed", f"{wanted}, got {ring!r:.80}")
+        raise SegmentationError("polygon_malformed", f"{wanted}, got {quote(ring)}")
     # Four numbers would be read as a box by the library, silently.
     if flat.size < 6 or flat.size % 2:
         kind = "polygon_short" if flat.size < 6 else "polygon_odd"
@@ -192,7 +194,7 @@ def _rle_size(value: Any) -> list[int]:
         sound = False
     if not sound:
         raise SegmentationError(
-            "rle_malformed", f"run-length code is malformed: its size is {value!r:.80}"
+            "rle_malformed", f"run-length code is malformed: its size is {quote(value)}"
         )
     return size
 
@@ -205,7 +207,7 @@ def _run_list(counts: Any) -> list[int]:
         sound = False
     if not sound:
         raise SegmentationError(
-            "rle_malformed", f"run-length code is malformed: its counts are {counts!r:.80}"
+            "rle_malformed", f"run-length code is malformed: its counts are {quote(counts)}"
         )
     if min(runs, default=0) < 0:
         raise SegmentationError("rle_malformed", "run-length code has a negative run")

@@ -6,8 +6,8 @@ None means that nothing in the file says what the record should be; the repair t
 from collections.abc import Callable
 from typing import Any
 
-from pseudolabel.checks import is_box, is_integer
-from pseudolabel.defects import Defect, quote
+from pseudolabel.checks import is_box, is_integer, quote
+from pseudolabel.defects import Defect
 from pseudolabel.masks import SegmentationError, clip_box, parse_segmentation, xywh_to_xyxy
 from pseudolabel.validation_masks import measure
 

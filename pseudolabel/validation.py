@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pseudolabel.checks import is_integer, not_finite_key
-from pseudolabel.defects import ERROR, FILE, Defect, make_defect, quote
+from pseudolabel.checks import is_integer, not_finite_key, quote
+from pseudolabel.defects import ERROR, FILE, Defect, make_defect
 from pseudolabel.files import read_json
 from pseudolabel.validation_images import check_images
 from pseudolabel.validation_masks import check_mask
@@ -25,6 +25,7 @@ from pseudolabel.validation_records import (
 )
 
 __all__ = [
+    "TOLERATED",
     "Defect",
     "check_images",
     "check_labels",

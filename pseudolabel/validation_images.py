@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pseudolabel.checks import image_name, is_integer, is_safe_name
+from pseudolabel.checks import image_name, is_integer, is_safe_name, quote
 from pseudolabel.defects import Defect
 from pseudolabel.errors import DataError
 from pseudolabel.files import is_deep
@@ -76,13 +76,13 @@ def _has_file(entry: object) -> bool:
 
 
 def _check_file(subject: Subject, root: Path, resolved: Path, pixels: bool) -> Iterator[Defect]:
-    name = image_name(subject.entry)
+    name = quote(image_name(subject.entry))
     try:
         path = image_path(subject.entry, root, "images")
-        name = path.relative_to(root)
+        name = quote(str(path.relative_to(root)))
         real = path.resolve()
         if not real.is_relative_to(resolved):
-            problem = f"{name} is a link to {real}, outside of the image folder"
+            problem = f"{name} is a link to {quote(str(real))}, outside of the image folder"
             yield subject.defect("image_outside_root", problem, "file_name")
             return
         if not real.is_file():
@@ -99,7 +99,7 @@ def _check_file(subject: Subject, root: Path, resolved: Path, pixels: bool) -> I
         # A loop of links is a RuntimeError in older versions of Python.
         yield subject.defect("image_unreadable", f"{name} cannot be reached ({error})", "file_name")
         return
-    yield from _check_content(subject, path, str(name), pixels)
+    yield from _check_content(subject, path, name, pixels)
 
 
 def _check_content(subject: Subject, path: Path, name: str, pixels: bool) -> Iterator[Defect]:
@@ -108,8 +108,10 @@ def _check_content(subject: Subject, path: Path, name: str, pixels: bool) -> Ite
         with Image.open(path) as image:
             opened = True
             header = Header(image.height, image.width, _orientation(image, pixels), image.mode)
-            yield from _check_header(subject, name, header)
-            if pixels:
+            wrong = list(_check_header(subject, name, header))
+            yield from wrong
+            # An image that lies about its size may hold gigabytes.
+            if pixels and not any(defect.kind == "image_size_differs" for defect in wrong):
                 # JPEGs are then decoded small, yet read to their end.
                 image.draft(None, (1, 1))
                 image.load()

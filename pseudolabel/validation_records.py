@@ -14,8 +14,9 @@ from pseudolabel.checks import (
     is_number,
     is_safe_name,
     not_finite_key,
+    quote,
 )
-from pseudolabel.defects import Defect, make_defect, quote
+from pseudolabel.defects import Defect, make_defect
 from pseudolabel.masks import MAX_PIXELS
 
 SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}

@@ -23,10 +23,12 @@ DETECTRON2 = {
         "build_detection_test_loader",
         "get_detection_dataset_dicts",
     },
+    "detectron2.data.datasets": {"register_coco_instances"},
     "detectron2.data.samplers": {"InferenceSampler"},
     "detectron2.engine": {
         "DefaultTrainer",
         "HookBase",
+        "SimpleTrainer",
         "default_argument_parser",
         "default_setup",
         "defaults",
@@ -38,7 +40,8 @@ DETECTRON2 = {
         "print_csv_format",
         "verify_results",
     },
-    "detectron2.modeling": {"META_ARCH_REGISTRY"},
+    "detectron2.modeling": {"META_ARCH_REGISTRY", "build_model"},
+    "detectron2.solver": {"build_optimizer"},
     "detectron2.solver.build": {"maybe_add_gradient_clipping"},
     "detectron2.structures": {"BoxMode"},
     "detectron2.utils": {"comm"},
@@ -49,7 +52,7 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
     "views",
-    "pseudolabel": "ap ap_backends checkpoints checks defects ema errors files image_cache "
+    "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors files image_cache "
     "image_paths label_job labeler loader mask_iou masks progress repair repair_actions store "
     "validation validation_images validation_masks validation_records validation_report weights "
     "yardsticks",

@@ -73,6 +73,9 @@ def repaired(findings: Findings, path: str, limit: int) -> Repair | None:
 def main(argv: list[str] | None = None) -> int:
     """Prints findings, then the steps of the repair. Returns the exit status."""
     args = parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A name in the file may hold what the terminal cannot show.
+        stream.reconfigure(errors="backslashreplace")
     try:
         findings = examine(args.file, args.images, pixels=not args.headers_only)
         print_findings(findings, args.max)

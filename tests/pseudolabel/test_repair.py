@@ -222,7 +222,7 @@ def test_an_image_that_cannot_be_read_goes_with_its_annotations(tmp_path):
     defects = check_images(data, tmp_path)
     result = repair_labels(data, [d for d in defects if d.record == "image 5"])
     assert [entry["id"] for entry in result.data["annotations"]] == [15]
-    assert lines(result)[0] == "dropped image 5: 5.png does not exist"
+    assert lines(result)[0] == "dropped image 5: '5.png' does not exist"
     check_accounts(data, result)
 
 

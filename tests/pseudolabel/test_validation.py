@@ -275,6 +275,19 @@ def test_measure_needs_no_drawing(seed):
         assert box.tolist() == [*low, *(high - low)]
 
 
+def test_values_nested_as_deep_as_json_reads_them():
+    data = sound()
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    data["annotations"][0]["extra"] = deep
+    data["annotations"][1]["bbox"] = deep
+    data["annotations"][2]["segmentation"] = [deep]
+    kinds = {(d.kind, d.record) for d in check_labels(data)}
+    assert ("not_finite", A) in kinds
+    assert {("box_malformed", "annotation 13"), ("polygon_malformed", "annotation 14")} <= kinds
+
+
 def test_measure_of_rings():
     triangle = [1000.0, 1000.0, 1004.0, 1000.0, 1000.0, 1003.0]
     area, box = measure(parse_segmentation([triangle, SQUARE], 1100, 1100))
@@ -379,6 +392,14 @@ def elsewhere(path):
     path.symlink_to("../secret.png")
 
 
+def elsewhere_by_folder(path):
+    """The name is harmless and the file real; a folder on the way is a link."""
+    (path.parent.parent / "other").mkdir()
+    draw(path.parent.parent / "other" / "5.png")
+    (path.parent / "sub").symlink_to("../other")
+    path.symlink_to("sub/5.png")
+
+
 def cycle(path):
     path.symlink_to(path.name)
 
@@ -401,6 +422,7 @@ IMAGE_TABLE = [
     ("image_missing", lambda path: path.mkdir()),
     ("image_missing", lambda path: path.symlink_to("nowhere.png")),
     ("image_outside_root", elsewhere),
+    ("image_outside_root", elsewhere_by_folder),
     ("image_empty", lambda path: path.write_bytes(b"")),
     ("image_unreadable", lambda path: path.write_text("<html>not found</html>")),
     ("image_truncated", cut),

@@ -73,7 +73,7 @@ def test_the_images_count(folder, capsys):
     assert run(capsys)[0] == 0
     status, lines = run(capsys, "--images", ".")
     assert status == 1
-    assert lines[0].startswith("instances.json (image 3): error image_empty: 3.png has 0 bytes")
+    assert lines[0].startswith("instances.json (image 3): error image_empty: '3.png' has 0 bytes")
 
 
 def test_the_number_of_lines_is_bounded_and_the_counts_are_not(folder, capsys):
@@ -98,7 +98,7 @@ def test_repair_accounts_for_every_annotation(folder, capsys):
     assert status == 1
     assert (folder / "instances.json").read_bytes() == before
     for line in (
-        "dropped image 3: 3.png does not exist",
+        "dropped image 3: '3.png' does not exist",
         "dropped annotation 30: its image 3 was dropped",
         "dropped annotation 31: its image 3 was dropped",
         "dropped annotation 10: bbox is [1, 2, -3, 4] on a 64x64 image",
@@ -120,6 +120,20 @@ def test_repair_accounts_for_every_annotation(folder, capsys):
     }
     # The repaired file is sound.
     assert command.main(["new.json", "--images", "."]) == 0
+
+
+def test_names_that_no_terminal_shows(folder, capsys):
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    data["images"][0]["file_name"] = "\ud800\x1b[2J\n.png"
+    data["categories"][0]["name"] = data["categories"][1]["name"] = "\ud800"
+    path.write_text(json.dumps(data))
+    status, lines = run(capsys, "--images", ".", "--report", "report.json", "--repair", "new.json")
+    assert status == 1
+    assert "\x1b" not in "".join(lines)
+    assert sum("(image 1)" in line for line in lines) == 1
+    json.loads((folder / "report.json").read_text())
+    assert len(json.loads((folder / "new.json").read_text())["images"]) == 3
 
 
 def test_a_byte_order_mark_goes(folder, capsys):
