@@ -35,6 +35,10 @@ __all__ = ["Shapes", "VisImage", "light"]
 
 Color = Any
 
+# Weights of R, G, B in perceived brightness (ITU-R BT.601), and the least that text has.
+LUMA = (0.299, 0.587, 0.114)
+MIN_TEXT_LUMA = 0.5
+
 
 class VisImage:
     """An image with drawings on it.
@@ -99,9 +103,11 @@ def light(color: Color, amount: float) -> tuple[float, float, float]:
 
 
 def _readable_on_black(color: Color) -> np.ndarray:
-    rgb = np.maximum(mpl_colors.to_rgb(color), 0.2)
-    rgb[rgb.argmax()] = max(rgb.max(), 0.8)
-    return rgb
+    rgb = np.asarray(mpl_colors.to_rgb(color))
+    luma = float(rgb @ LUMA)
+    # Pure blue or a dark red on the dark box could not be read: mix in as much white as it takes.
+    white = max(MIN_TEXT_LUMA - luma, 0.0) / (1.0 - luma) if luma < 1 else 0.0
+    return rgb + (1.0 - rgb) * white
 
 
 class Shapes:
@@ -238,7 +244,8 @@ class Shapes:
             # Snapping to the canvas' pixels would move the edges of a scaled mask.
             snap=False,
         )
-        self.output.ax.add_patch(patch)
+        # `add_patch` would walk the whole outline to find data limits, which are fixed here.
+        self.output.ax.add_artist(patch)
 
     def _fill_outlines(
         self, outlines: Sequence[np.ndarray], color: Color, edge: Color | None, alpha: float
@@ -319,4 +326,13 @@ class Shapes:
 
     def _draw_text_in_mask(self, binary_mask: np.ndarray, text: str, color: Color) -> None:
         for anchor in part_anchors(binary_mask):
-            self.draw_text(text, anchor, color=color)
+            self._pull_inside(self._add_text(text, anchor, None, color, "center"))
+
+    def _pull_inside(self, written: Any) -> None:
+        """Move a text that would be cut off at the image's border."""
+        extent = written.get_window_extent(self.output.canvas.get_renderer())
+        (left, bottom), (right, top) = self.output.ax.transData.inverted().transform(extent)
+        x, y = written.get_position()
+        x += max(0 - left, 0) or min(self.output.width - right, 0)
+        y += max(0 - top, 0) or min(self.output.height - bottom, 0)
+        written.set_position((x, y))

@@ -125,6 +125,8 @@ def _pixels_inside(outline: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray
 def without_specks(mask: np.ndarray, smallest: float) -> np.ndarray:
     """The (H, W) mask without the parts that enclose fewer pixels than `smallest`."""
     kept = mask.copy()
+    if smallest <= 0:
+        return kept
     for outline in trace_outlines(mask):
         if not is_hole(outline) and _enclosed_area(outline) < smallest:
             window, inside = _pixels_inside(outline)

@@ -25,7 +25,7 @@ def create_text_labels(
     if classes is not None:
         columns.append([class_name(index, class_names) for index in classes])
     if scores is not None:
-        columns.append([f"{float(score) * 100:.0f}%" for score in scores])
+        columns.append([f"{float(score * 100):.0f}%" for score in scores])
     if not columns:
         return None
     labels = [" ".join(filter(None, words)) for words in zip(*columns)]

@@ -287,15 +287,6 @@ class Visualizer(Shapes):
             return left, top
         return (left, bottom) if bottom < self.output.height - 5 else (right, top)
 
-    def _pull_inside(self, written: Any) -> None:
-        """Move a text that would be cut off at the image's border."""
-        extent = written.get_window_extent(self.output.canvas.get_renderer())
-        (left, bottom), (right, top) = self.output.ax.transData.inverted().transform(extent)
-        x, y = written.get_position()
-        x += max(0 - left, 0) or min(self.output.width - right, 0)
-        y += max(0 - top, 0) or min(self.output.height - bottom, 0)
-        written.set_position((x, y))
-
     def overlay_rotated_instances(
         self, boxes: Any = None, labels: Any = None, assigned_colors: Any = None
     ) -> VisImage:
