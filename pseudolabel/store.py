@@ -117,10 +117,7 @@ def crowd_annotation(annotation: dict, height: int, width: int) -> dict[str, Any
     if problem is not None:
         raise ValueError(f"{problem}: {describe_box(annotation, height, width)}")
     if annotation.get("segmentation"):
-        try:
-            mask = decode_segmentation(annotation["segmentation"], height, width)
-        except (TypeError, OverflowError) as error:
-            raise ValueError(f"the segmentation is malformed ({error})") from error
+        mask = decode_segmentation(annotation["segmentation"], height, width)
         source = "input"
     else:
         mask = filled_box_mask(xywh_to_xyxy(annotation["bbox"]), height, width)

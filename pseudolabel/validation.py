@@ -102,7 +102,10 @@ def load_labels(path: str | Path) -> tuple[object, list[Defect]]:
     if raw.startswith(codecs.BOM_UTF8):
         defects.append(make_defect("byte_order_mark", FILE, "begins with a byte order mark"))
     try:
-        return json.loads(raw.decode("utf-8-sig")), defects
+        text = raw.decode("utf-8-sig")
+        # A file may be large, and the parsed one is larger.
+        del raw
+        return json.loads(text), defects
     except (ValueError, RecursionError) as error:
         defects.append(make_defect("json_malformed", FILE, f"not valid JSON ({error})"))
         return None, defects
