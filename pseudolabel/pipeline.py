@@ -70,6 +70,23 @@ def build_train_loader(
     )
 
 
+def require_masks(records: Sequence[dict]) -> None:
+    """Refuses to train a mask head on boxes; crowds are not trained on.
+
+    Raises:
+        DataError: naming the first annotation without a segmentation.
+    """
+    for record in records:
+        for annotation in record["annotations"]:
+            if not annotation.get("iscrowd", 0) and not annotation.get("segmentation"):
+                raise DataError(
+                    record["file_name"],
+                    "has no mask to train on",
+                    "label the boxes with tools/label.py, or set MODEL.MASK_ON False",
+                    f"annotation {annotation.get('id')}",
+                )
+
+
 def repeat_factors(cfg: CfgNode, records: Sequence[dict]) -> np.ndarray | None:
     """What `DATALOADER.SAMPLER_TRAIN` means here: a repeat factor per record, None for once each.
 
@@ -119,6 +136,8 @@ class StockPipeline:
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         )
+        if cfg.MODEL.MASK_ON:
+            require_masks(records)
         return build_train_loader(
             cfg, records, DatasetMapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING
         )

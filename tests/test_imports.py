@@ -52,10 +52,10 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
     "views",
-    "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors files image_cache "
-    "image_paths label_job labeler loader mask_iou masks progress repair repair_actions store "
-    "validation validation_images validation_masks validation_records validation_report weights "
-    "yardsticks",
+    "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors files "
+    "image_cache image_paths label_job labeler loader mask_iou masks progress "
+    "repair repair_actions store validation validation_images validation_masks "
+    "validation_records validation_report weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 

@@ -8,11 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pseudolabel.config import add_masksmith_config, config_changes
 from pseudolabel.loader import seed_everything
 from pseudolabel.trainer import Trainer
-from tests.tiny import tiny_config
+from tests.tiny import CONFIGS, tiny_config
 
 ROOT = Path(__file__).resolve().parent.parent
 IMAGES = 4
@@ -85,6 +87,25 @@ def test_twenty_steps_on_rle_labels_and_lvis_evaluation(files, tmp_path, caplog)
     for task in ("bbox", "segm"):
         assert {f"{task}/{name}" for name in LVIS_METRICS} <= last.keys()
         assert last[f"{task}/AP"] >= 0
+
+
+def test_lvis_configs_are_detectron2s_recipe_and_differ_in_the_depth():
+    texts = {}
+    for depth in (50, 101):
+        cfg = get_cfg()
+        add_masksmith_config(cfg)
+        cfg.merge_from_file(str(CONFIGS / f"mask_rcnn/lvis_v1_R_{depth}_FPN_1x.yaml"))
+        texts[depth] = cfg.dump()
+    changes = [line.split(":")[0] for line in config_changes(texts[50], texts[101])]
+    assert changes == ["MODEL.RESNETS.DEPTH", "MODEL.WEIGHTS", "OUTPUT_DIR"]
+    solver, data = cfg.SOLVER, cfg.DATALOADER
+    assert (solver.IMS_PER_BATCH, solver.BASE_LR, solver.MAX_ITER) == (16, 0.02, 180000)
+    assert solver.STEPS == (120000, 160000)
+    assert (data.SAMPLER_TRAIN, data.REPEAT_THRESHOLD) == ("RepeatFactorTrainingSampler", 0.001)
+    assert cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST == 0.0001
+    assert cfg.TEST.DETECTIONS_PER_IMAGE == 300
+    assert cfg.MODEL.MASK_ON
+    assert all(entry["format"] == "lvis" for entry in cfg.DATASETS.REGISTER)
 
 
 def test_resumed_run_repeats_the_same_images(files, tmp_path):

@@ -1,4 +1,4 @@
-"""`DATALOADER.SAMPLER_TRAIN` is obeyed or refused, never passed over."""
+"""The stock pipeline: SAMPLER_TRAIN is obeyed or refused; a mask head gets masks."""
 
 import json
 
@@ -56,3 +56,16 @@ def test_other_sampler_is_refused(method, sampler, message, tmp_path):
     cfg = tiny_config(method, write_coco(tmp_path), tmp_path / "out", opts)
     with pytest.raises(DataError, match=rf"DATALOADER\.SAMPLER_TRAIN.*{message}"):
         build_pipeline(cfg).train_loader(cfg)
+
+
+def test_boxes_are_no_training_data_for_a_mask_head(tmp_path):
+    json_file = write_coco(tmp_path)
+    data = json.loads(json_file.read_text())
+    del data["annotations"][2]["segmentation"]
+    data["annotations"][5].update(segmentation=None, iscrowd=1)  # never trained on
+    json_file.write_text(json.dumps(data))
+    cfg = tiny_config("mask_rcnn/sample", json_file, tmp_path / "out")
+    with pytest.raises(DataError, match=r"2\.png \(annotation 20\): has no mask.*label\.py"):
+        build_pipeline(cfg).train_loader(cfg)
+    cfg.MODEL.MASK_ON = False
+    build_pipeline(cfg).train_loader(cfg)

@@ -72,6 +72,65 @@ def test_registering_twice_is_harmless_but_a_taken_name_is_not(tmp_path):
     write_coco(other)
     with pytest.raises(DataError, match="is taken by"):
         register_datasets(config(entry(other, name=one["name"])))
+    with pytest.raises(DataError, match=r"is taken by .* with format 'coco'"):
+        register_datasets(config({**one, "format": "lvis"}))
+
+
+def test_lvis_file_brings_its_evaluation_frequencies_and_lists(tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    (image,) = data["images"]
+    image.update(coco_url="http://host/val2017/1.png", neg_category_ids=[4])
+    del image["file_name"], data["annotations"][0]["iscrowd"]
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path, format="lvis")
+    cfg = config(one)
+    register_datasets(cfg)
+    metadata = MetadataCatalog.get(one["name"])
+    assert metadata.evaluator_type == "lvis"
+    assert metadata.class_image_count == [{"id": 4, "image_count": 0}, {"id": 9, "image_count": 1}]
+    assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 2
+    (record,) = DatasetCatalog.get(one["name"])
+    assert record["file_name"] == str(tmp_path / "1.png")
+    assert (record["neg_category_ids"], record["not_exhaustive_category_ids"]) == ([4], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"category_id": 7}, r"annotation 5.*category"),
+        ({"bbox": [1, 2, -3, 4]}, r"annotation 5"),
+        ({"bbox": [1, 2, float("nan"), 4]}, r"annotation 5"),
+        ({"segmentation": [[1, 2, 3, 4, 5]]}, r"annotation 5"),
+        ({"segmentation": {"size": [10, 20], "counts": [100]}}, r"annotation 5"),  # too short
+    ],
+)
+@pytest.mark.parametrize("file_format", ["coco", "lvis"])
+def test_loading_makes_the_checks_of_validation(file_format, change, message, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data["annotations"][0].update(change)
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path, format=file_format)
+    register_datasets(config(one))
+    with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
+        DatasetCatalog.get(one["name"])
+
+
+@pytest.mark.parametrize("box", [[1, 2, 0, 4], [40, 2, 3, 4]])
+def test_box_without_area_in_its_image_is_counted_and_left_to_the_mappers(box, tmp_path, caplog):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data["annotations"][0]["bbox"] = box
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path)
+    register_datasets(config(one))
+    (record,) = DatasetCatalog.get(one["name"])
+    assert record["annotations"][0]["bbox"] == box
+    assert any("1 boxes have no area" in r.getMessage() for r in caplog.records)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +139,7 @@ def test_registering_twice_is_harmless_but_a_taken_name_is_not(tmp_path):
         ({"json": ""}, "has no json"),  # forgotten key
         ({"json": "/nowhere/a.json"}, r"a\.json.*does not exist"),
         ({"image_root": "/nowhere"}, "no image folder"),
-        ({"format": "yolo"}, "unknown format"),
+        ({"format": "yolo"}, "unknown format 'yolo'.*use one of .*coco.*lvis"),
         ({"json": "$MASKSMITH_UNSET_ROOT/a.json"}, "environment variable"),
     ],
 )
