@@ -9,7 +9,7 @@ export MASKSMITH_DATA
 # Threads that spin while they wait cost several times the run time on a busy machine.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test bench results lint clean
+.PHONY: demo test bench results lint clean conformance independence
 
 demo: $(READY)  ## sample -> boxes -> MAL -> labels -> Mask R-CNN; DATA=DIR runs on your own
 	$(BIN)/python benchmarks/boxes_to_masks.py --name $(or $(NAME),$(if $(DATA),own,sample)) $(if $(DATA),--data "$(DATA)")
@@ -40,3 +40,14 @@ $(READY): setup.py detectron2_lite/setup.py
 	$(BIN)/python -m pip install --quiet -e ".[hf,fast-eval,dev]"
 	$(BIN)/python -c "import detectron2" 2>/dev/null || $(BIN)/python -m pip install --quiet -e ./detectron2_lite
 	touch $(READY)
+
+# UPSTREAM is a checkout of Detectron2 outside this repository; one of its tests needs shapely.
+conformance: $(READY)  ## UPSTREAM=DIR; passed N of 118 of upstream's own tests
+	@test -n "$(UPSTREAM)" || { echo "usage: make conformance UPSTREAM=DIR"; exit 2; }
+	$(BIN)/python -m pip install --quiet shapely
+	$(BIN)/python detectron2_lite/conformance/run.py --upstream "$(UPSTREAM)" --record
+
+independence: $(READY)  ## UPSTREAM=DIR; how much text coincides with upstream's
+	@test -n "$(UPSTREAM)" || { echo "usage: make independence UPSTREAM=DIR"; exit 2; }
+	$(BIN)/python detectron2_lite/conformance/independence.py --upstream "$(UPSTREAM)" \
+		--baseline pseudolabel mal --record
