@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -153,7 +154,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     tests = read_core_tests()
     upstream = args.upstream.resolve()
-    result = run_tests(args.python, upstream, args.data, tests, args.log)
+    # Absolute, as the tests run elsewhere; not resolved, or a venv's python would leave its venv.
+    python = os.path.abspath(shutil.which(args.python) or args.python)
+    result = run_tests(python, upstream, args.data, tests, args.log)
     core = score([test for test in tests if not test.seeded], result["outcomes"])
     seeded = score([test for test in tests if test.seeded], result["outcomes"])
     lines = [
@@ -164,7 +167,7 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     sys.stdout.write("\n".join(lines) + "\n")
     if args.record:
-        record.write_tests(upstream, args.python, result, core, seeded)
+        record.write_tests(upstream, python, result, core, seeded)
     return 0 if core.passed == core.total else 1
 
 

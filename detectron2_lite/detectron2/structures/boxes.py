@@ -127,11 +127,13 @@ class Boxes:
 
     def clone(self) -> Boxes:
         """A copy with its own memory."""
-        return Boxes(self.tensor.clone())
+        duplicate = self.tensor.clone()
+        return Boxes(duplicate)
 
     def to(self, device: torch.device | str) -> Boxes:
         """The same boxes on another device."""
-        return Boxes(self.tensor.to(device=device))
+        moved = self.tensor.to(device)
+        return Boxes(moved)
 
     @property
     def device(self) -> torch.device:
@@ -148,10 +150,11 @@ class Boxes:
         Raises:
             AssertionError: a coordinate is NaN or infinite.
         """
-        assert torch.isfinite(self.tensor).all(), "Boxes with NaN or infinite corners"
+        corners = self.tensor.reshape(-1, 2, 2)
+        assert corners.isfinite().all(), "Boxes with NaN or infinite corners"
         height, width = box_size
-        x, y = self.tensor[:, 0::2].clamp(0, width), self.tensor[:, 1::2].clamp(0, height)
-        self.tensor = torch.stack([x, y], dim=-1).flatten(1)
+        x, y = corners[..., 0].clamp(0, width), corners[..., 1].clamp(0, height)
+        self.tensor = torch.stack((x, y), dim=2).flatten(1)
 
     def nonempty(self, threshold: float = 0.0) -> Tensor:
         """(N,) bool: both sides are longer than `threshold` pixels."""
@@ -170,17 +173,15 @@ class Boxes:
 
     def scale(self, scale_x: float, scale_y: float) -> None:
         """Multiply x and y coordinates by the two factors, in place."""
-        self.tensor[:, 0::2] *= scale_x
-        self.tensor[:, 1::2] *= scale_y
+        self.tensor *= self.tensor.new_tensor([scale_x, scale_y] * 2)
 
     @classmethod
     def cat(cls, boxes_list: Sequence[Boxes]) -> Boxes:
         """Concatenate; an empty list gives no boxes (on the CPU)."""
         if not all(isinstance(boxes, Boxes) for boxes in boxes_list):
             raise TypeError("Boxes.cat takes a list of Boxes")
-        if len(boxes_list) == 0:
-            return cls(torch.empty(0))
-        return cls(torch.cat([boxes.tensor for boxes in boxes_list]))
+        rows = [boxes.tensor for boxes in boxes_list]
+        return cls(torch.cat(rows) if rows else [])
 
     def __getitem__(self, item: int | slice | Tensor) -> Boxes:
         """Select by int, slice, index tensor or (N,) bool tensor; always (K, 4)."""
@@ -192,7 +193,7 @@ class Boxes:
         return Boxes(chosen)
 
     def __len__(self) -> int:
-        return self.tensor.shape[0]
+        return len(self.tensor)
 
     def __iter__(self) -> Iterator[Tensor]:
         yield from self.tensor

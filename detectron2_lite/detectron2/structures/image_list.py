@@ -32,11 +32,13 @@ class ImageList:
         A slice of length-one batches keeps the leading dimension.
         """
         height, width = self.image_sizes[idx]
-        return self.tensor[idx, ..., :height, :width]
+        padded = self.tensor[idx]
+        return padded[..., :height, :width]
 
     def to(self, *args: object, **kwargs: object) -> ImageList:
         """As `Tensor.to`."""
-        return ImageList(self.tensor.to(*args, **kwargs), self.image_sizes)
+        moved = self.tensor.to(*args, **kwargs)
+        return ImageList(moved, self.image_sizes)
 
     @property
     def device(self) -> torch.device:
@@ -68,7 +70,7 @@ class ImageList:
         sizes = [(image.shape[-2], image.shape[-1]) for image in tensors]
         constraints = padding_constraints or {}
         height, width = (max(sides) for sides in zip(*sizes))
-        square = constraints.get("square_size", 0)
+        square = constraints.get("square_size") or 0
         if square > 0:
             if max(height, width) > square:
                 raise ValueError(f"An image of {(height, width)} exceeds square_size {square}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -125,7 +124,8 @@ class Instances:
             ValueError: a field cannot be joined.
         """
         assert len(instance_lists) > 0, "Nothing to concatenate"
-        assert all(isinstance(x, Instances) for x in instance_lists), "Expected Instances"
+        strangers = [other for other in instance_lists if not isinstance(other, Instances)]
+        assert not strangers, f"Expected Instances, got {strangers[0]!r}"
         first = instance_lists[0]
         if len(instance_lists) == 1:
             return first
@@ -150,9 +150,9 @@ class Instances:
 def _join(name: str, values: list[Any]) -> Any:
     kind = type(values[0])
     if isinstance(values[0], Tensor):
-        return torch.cat(values, dim=0)
+        return torch.cat(values)
     if isinstance(values[0], list):
-        return list(itertools.chain(*values))
+        return [entry for part in values for entry in part]
     if hasattr(kind, "cat"):
         return kind.cat(values)
     raise ValueError(f"Field {name!r} of type {kind.__name__} cannot be concatenated")

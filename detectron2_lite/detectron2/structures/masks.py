@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..layers import paste_masks_in_image, roi_align
@@ -32,10 +33,11 @@ def polygons_to_bitmask(polygons: Sequence[np.ndarray], height: int, width: int)
     Returns:
         (H, W) bool.
     """
-    if len(polygons) == 0:
-        return np.zeros((height, width), dtype=bool)
-    runs = mask_util.frPyObjects([np.asarray(p).tolist() for p in polygons], height, width)
-    return mask_util.decode(mask_util.merge(runs)).astype(bool)
+    parts = [np.asarray(part).tolist() for part in polygons]
+    if not parts:
+        return np.full((height, width), False)
+    union = mask_util.merge(mask_util.frPyObjects(parts, height, width))
+    return mask_util.decode(union) > 0
 
 
 def _polygons_in_box(polygons: Polygons, box: np.ndarray, size: int) -> np.ndarray:
@@ -58,7 +60,8 @@ class BitMasks:
 
     def to(self, *args: Any, **kwargs: Any) -> BitMasks:
         """As `Tensor.to`."""
-        return BitMasks(self.tensor.to(*args, **kwargs))
+        moved = self.tensor.to(*args, **kwargs)
+        return BitMasks(moved)
 
     @property
     def device(self) -> torch.device:
@@ -77,26 +80,23 @@ class BitMasks:
         yield from self.tensor
 
     def __len__(self) -> int:
-        return self.tensor.shape[0]
+        return len(self.tensor)
 
     def __repr__(self) -> str:
         return f"BitMasks(num_instances={len(self)}, image_size={self.image_size})"
 
     def nonempty(self) -> Tensor:
         """(N,) bool: the mask has a pixel."""
-        return self.tensor.flatten(1).any(dim=1)
+        return self.tensor.any(dim=2).any(dim=1)
 
     @staticmethod
     def from_polygon_masks(
         polygon_masks: PolygonMasks | list[Polygons], height: int, width: int
     ) -> BitMasks:
         """Rasterise the polygons of every object on an image of the given size."""
-        if isinstance(polygon_masks, PolygonMasks):
-            polygon_masks = polygon_masks.polygons
-        canvas = np.zeros((len(polygon_masks), height, width), dtype=bool)
-        for row, polygons in zip(canvas, polygon_masks):
-            row[:] = polygons_to_bitmask(polygons, height, width)
-        return BitMasks(torch.from_numpy(canvas))
+        objects = getattr(polygon_masks, "polygons", polygon_masks)
+        canvases = [polygons_to_bitmask(parts, height, width) for parts in objects]
+        return BitMasks(np.array(canvases, dtype=bool).reshape(len(canvases), height, width))
 
     @staticmethod
     def from_roi_masks(roi_masks: ROIMasks, boxes: Boxes, height: int, width: int) -> BitMasks:
@@ -115,24 +115,23 @@ class BitMasks:
         """
         if len(boxes) != len(self):
             raise ValueError(f"{len(boxes)} boxes for {len(self)} masks")
-        rows = torch.arange(len(boxes), device=boxes.device, dtype=boxes.dtype)
-        rois = torch.cat([rows[:, None], boxes], dim=1).float()
-        masks = self.tensor.to(device=boxes.device, dtype=torch.float32)[:, None]
-        if len(rois) == 0:
-            return torch.zeros(0, mask_size, mask_size, dtype=torch.bool, device=boxes.device)
-        cropped = roi_align(masks, rois, (mask_size, mask_size), 1.0, 0, True)
-        return cropped[:, 0] >= 0.5
+        where = boxes.device
+        if not len(self):
+            return torch.empty((0, mask_size, mask_size), device=where).bool()
+        numbered = F.pad(boxes.float(), (1, 0))
+        numbered[:, 0] = torch.arange(len(self))  # which mask a box is cut from
+        shades = self.tensor.to(where).float().unsqueeze(1)
+        return roi_align(shades, numbered, mask_size, aligned=True).squeeze(1) >= 0.5
 
     def get_bounding_boxes(self) -> Boxes:
         """Tight boxes; the far corner is the last pixel + 1, and an empty mask gives zeros."""
-        boxes = torch.zeros(len(self), 4, dtype=torch.float32, device=self.device)
-        filled = self.nonempty()
-        for column, occupied in enumerate((self.tensor.any(dim=1), self.tensor.any(dim=2))):
-            marks = occupied.to(torch.uint8)
-            first, last = marks.argmax(dim=1), marks.flip(1).argmax(dim=1)
-            boxes[:, column] = first.float()
-            boxes[:, column + 2] = (marks.shape[1] - last).float()
-        return Boxes(boxes * filled[:, None])
+        ends = []
+        for across in (1, 2):
+            marks = self.tensor.any(dim=across).to(torch.uint8)
+            first, unused = marks.argmax(dim=1), marks.flip(1).argmax(dim=1)
+            ends.append(torch.stack([first, marks.shape[1] - unused], dim=1))
+        corners = torch.stack(ends, dim=2).flatten(1)
+        return Boxes(corners * self.nonempty()[:, None])
 
     @staticmethod
     def cat(bitmasks_list: Sequence[BitMasks]) -> BitMasks:
@@ -149,10 +148,11 @@ class PolygonMasks:
     """
 
     def __init__(self, polygons: list[list[Tensor | np.ndarray | Sequence[float]]]) -> None:
-        if not isinstance(polygons, list):
+        kind = type(polygons)
+        if not issubclass(kind, list):
             raise ValueError(
-                f"PolygonMasks take a list (objects) of lists (parts) of coordinates, "
-                f"got {type(polygons).__name__}"
+                "PolygonMasks take a list (objects) of lists (parts) of coordinates, "
+                f"got {kind.__name__}"
             )
         self.polygons: list[Polygons] = [
             [_as_polygon(index, part) for part in _parts(index, parts)]
@@ -169,12 +169,7 @@ class PolygonMasks:
 
     def get_bounding_boxes(self) -> Boxes:
         """Smallest boxes around the vertices; zeros for an object without polygons."""
-        boxes = torch.zeros(len(self), 4, dtype=torch.float32)
-        for row, parts in zip(boxes, self.polygons):
-            if parts:
-                points = torch.from_numpy(np.concatenate(parts).reshape(-1, 2)).float()
-                row[:2], row[2:] = points.amin(dim=0), points.amax(dim=0)
-        return Boxes(boxes)
+        return Boxes([_extent(parts) for parts in self.polygons])
 
     def nonempty(self) -> Tensor:
         """(N,) bool: the object has a polygon."""
@@ -192,11 +187,10 @@ class PolygonMasks:
         """
         if len(boxes) != len(self):
             raise ValueError(f"{len(boxes)} boxes for {len(self)} objects")
-        grids = np.zeros((len(self), mask_size, mask_size), dtype=bool)
         corners = boxes.detach().float().cpu().numpy()
-        for grid, parts, box in zip(grids, self.polygons, corners):
-            grid[:] = _polygons_in_box(parts, box, mask_size)
-        return torch.from_numpy(grids).to(boxes.device)
+        grids = [_polygons_in_box(*pair, mask_size) for pair in zip(self.polygons, corners)]
+        stacked = np.array(grids, dtype=bool).reshape(len(self), mask_size, mask_size)
+        return torch.as_tensor(stacked, device=boxes.device)
 
     def area(self) -> Tensor:
         """(N,) areas by the shoelace formula, parts added up (overlaps count twice)."""
@@ -205,13 +199,10 @@ class PolygonMasks:
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
         """Select by int, slice, list of int, index tensor or (N,) bool tensor."""
-        if isinstance(item, int):
-            chosen = [self.polygons[item]]
-        elif isinstance(item, slice):
-            chosen = self.polygons[item]
-        else:
-            chosen = [self.polygons[i] for i in _positions(item)]
-        return PolygonMasks(chosen)
+        if isinstance(item, slice):
+            return PolygonMasks(self.polygons[item])
+        positions = [item] if isinstance(item, int) else _positions(item)
+        return PolygonMasks([self.polygons[position] for position in positions])
 
     def __iter__(self) -> Iterator[Polygons]:
         return iter(self.polygons)
@@ -234,20 +225,22 @@ class ROIMasks:
     """Predicted masks, each in the frame of its own box: (N, M, M) probabilities."""
 
     def __init__(self, tensor: Tensor) -> None:
-        if tensor.dim() != 3:
-            raise ValueError(f"ROIMasks need an (N, M, M) tensor, got {tuple(tensor.shape)}")
+        shape = tuple(tensor.shape)
+        if len(shape) != 3:
+            raise ValueError(f"ROIMasks need an (N, M, M) tensor, got {shape}")
         self.tensor = tensor
 
     def to(self, device: torch.device | str) -> ROIMasks:
         """The same masks on another device."""
-        return ROIMasks(self.tensor.to(device))
+        moved = self.tensor.to(device)
+        return ROIMasks(moved)
 
     @property
     def device(self) -> torch.device:
         return self.tensor.device
 
     def __len__(self) -> int:
-        return self.tensor.shape[0]
+        return len(self.tensor)
 
     def __getitem__(self, item: int | slice | Tensor) -> ROIMasks:
         """Select by slice, index tensor or (N,) bool tensor; always (K, M, M)."""
@@ -263,7 +256,8 @@ class ROIMasks:
         self, boxes: Boxes | Tensor, height: int, width: int, threshold: float = 0.5
     ) -> BitMasks:
         """Paste into an image of H x W; see `paste_masks_in_image`."""
-        return BitMasks(paste_masks_in_image(self.tensor, boxes, (height, width), threshold))
+        size = height, width
+        return BitMasks(paste_masks_in_image(self.tensor, boxes, size, threshold=threshold))
 
 
 def _parts(index: int, parts: Any) -> list:
@@ -284,8 +278,17 @@ def _as_polygon(index: int, part: Tensor | np.ndarray | Sequence[float]) -> np.n
 
 
 def _shoelace(polygon: np.ndarray) -> float:
-    x, y = polygon[0::2], polygon[1::2]
-    return 0.5 * abs(float(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))))
+    here = polygon.reshape(-1, 2)
+    x, y = here.T
+    next_x, next_y = np.roll(here, -1, axis=0).T
+    return abs(float((x * next_y - next_x * y).sum())) / 2
+
+
+def _extent(parts: Polygons) -> list[float]:
+    if not parts:
+        return [0.0] * 4
+    points = np.concatenate(parts).reshape(-1, 2)
+    return [*points.min(axis=0), *points.max(axis=0)]
 
 
 def _positions(item: list[int] | np.ndarray | Tensor) -> list[int]:

@@ -35,8 +35,8 @@ def collect_env_info() -> str:
         *((package, _version(package)) for package in _PACKAGES),
     ]
     if torch.cuda.is_available():
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        rows.extend((f"GPU {i}", name) for i, name in enumerate(names))
+        count = torch.cuda.device_count()
+        rows.extend((f"GPU {index}", torch.cuda.get_device_name(index)) for index in range(count))
     else:
         rows.append(("GPU", "none"))
     return tabulate(rows)

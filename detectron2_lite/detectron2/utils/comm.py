@@ -72,6 +72,12 @@ def get_local_process_group() -> dist.ProcessGroup:
     return _local_group
 
 
+def _from_torchrun(variable: str) -> int | None:
+    """A number that torchrun has set; None without it, or where `launch` made the groups."""
+    value = None if _local_group is not None else os.environ.get(variable)
+    return None if value is None else int(value)
+
+
 def get_local_rank() -> int:
     """Index of this process among those of its machine.
 
@@ -79,18 +85,16 @@ def get_local_rank() -> int:
     """
     if not _together():
         return 0
-    if _local_group is None and "LOCAL_RANK" in os.environ:
-        return int(os.environ["LOCAL_RANK"])
-    return dist.get_rank(group=get_local_process_group())
+    told = _from_torchrun("LOCAL_RANK")
+    return dist.get_rank(get_local_process_group()) if told is None else told
 
 
 def get_local_size() -> int:
     """Number of processes on this machine."""
     if not _together():
         return 1
-    if _local_group is None and "LOCAL_WORLD_SIZE" in os.environ:
-        return int(os.environ["LOCAL_WORLD_SIZE"])
-    return dist.get_world_size(group=get_local_process_group())
+    told = _from_torchrun("LOCAL_WORLD_SIZE")
+    return dist.get_world_size(get_local_process_group()) if told is None else told
 
 
 def is_main_process() -> bool:
@@ -100,21 +104,19 @@ def is_main_process() -> bool:
 
 def synchronize() -> None:
     """Wait until every process is here."""
-    if get_world_size() == 1:
-        return
-    if dist.get_backend() == dist.Backend.NCCL:
+    if get_world_size() > 1:
         # Without the device, NCCL guesses it from the rank, wrongly on several machines.
-        dist.barrier(device_ids=[torch.cuda.current_device()])
-    else:
-        dist.barrier()
+        dist.barrier(device_ids=[torch.cuda.current_device()] if _on_gpus() else None)
+
+
+def _on_gpus() -> bool:
+    return str(dist.get_backend()).lower() == "nccl"
 
 
 @lru_cache
 def _cpu_group() -> dist.ProcessGroup:
     """A group of all processes that can carry pickled objects without a GPU."""
-    if dist.get_backend() == dist.Backend.NCCL:
-        return dist.new_group(backend="gloo")
-    return dist.group.WORLD
+    return dist.new_group(backend="gloo") if _on_gpus() else dist.group.WORLD
 
 
 def all_gather(data: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
@@ -158,7 +160,8 @@ def shared_random_seed() -> int:
 
     It is drawn from numpy's global generator, so it is reproducible where that is seeded.
     """
-    return all_gather(int(np.random.randint(2**31)))[0]
+    drawn = int(np.random.randint(1 << 31))
+    return all_gather(drawn)[0]
 
 
 def reduce_dict(input_dict: dict[str, torch.Tensor], average: bool = True) -> dict:

@@ -93,13 +93,13 @@ class EventStorage:
             AssertionError: the name was used with the other hint before.
         """
         name = self._prefix + name
-        cur_iter = self._iter if cur_iter is None else cur_iter
+        at = cur_iter if cur_iter is not None else self._iter
         known = self._smoothing.setdefault(name, smoothing_hint)
         assert known == smoothing_hint, f"Scalar {name} was put with smoothing_hint={known} before"
         # torch warns when a tensor that still carries a graph becomes a number.
         value = float(value.detach() if isinstance(value, Tensor) else value)
-        self._history[name].update(value, cur_iter)
-        self._latest[name] = (value, cur_iter)
+        self._latest[name] = value, at
+        self._history[name].update(value, iteration=at)
 
     def put_scalars(
         self, *, smoothing_hint: bool = True, cur_iter: int | None = None, **kwargs: Any
@@ -115,7 +115,8 @@ class EventStorage:
             img_name: title.
             img_tensor: (3, H, W) array or tensor: uint8, or float in [0, 1]; RGB.
         """
-        self._vis_data.append((img_name, img_tensor, self._iter))
+        picture = img_name, img_tensor, self._iter
+        self._vis_data.append(picture)
 
     def put_histogram(self, hist_name: str, hist_tensor: Tensor, bins: int = 1000) -> None:
         """Keep a histogram of a tensor's values, of any shape, until the next write."""
@@ -273,16 +274,18 @@ class TensorboardXWriter(EventWriter):
                 self._writer.add_scalar(name, value, at)
                 newest = max(newest, at)
         self._written_up_to = newest
-        for name, image, at in storage._vis_data:
-            self._writer.add_image(name, image, at)
-        storage.clear_images()
-        for histogram in storage._histograms:
+        pictures, histograms = storage._vis_data, storage._histograms
+        for picture in pictures:
+            self._writer.add_image(*picture)
+        for histogram in histograms:
             self._writer.add_histogram_raw(**histogram)
+        storage.clear_images()
         storage.clear_histograms()
 
     def close(self) -> None:
-        if "_writer" in self.__dict__:
-            self._writer.close()
+        opened = vars(self).get("_writer")
+        if opened is not None:
+            opened.close()
 
 
 class CommonMetricPrinter(EventWriter):
@@ -307,14 +310,15 @@ class CommonMetricPrinter(EventWriter):
         previous, self._last_write = self._last_write, (storage.iter, time.perf_counter())
         if "time" in storage.histories():
             # The median forgives the odd evaluation or checkpoint.
-            seconds = storage.history("time").median(1000) * remaining
+            seconds = remaining * storage.histories()["time"].median(1000)
             storage.put_scalar("eta_seconds", seconds, smoothing_hint=False)
         elif previous is not None and storage.iter > previous[0]:
             elapsed = self._last_write[1] - previous[1]
             seconds = elapsed / (storage.iter - previous[0]) * remaining
         else:
             return None
-        return str(datetime.timedelta(seconds=int(max(seconds, 0))))
+        whole = max(int(seconds), 0)
+        return str(datetime.timedelta(seconds=whole))
 
     def write(self) -> None:
         storage = get_event_storage()

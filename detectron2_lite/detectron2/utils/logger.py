@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import sys
 import time
@@ -78,26 +79,35 @@ def setup_logger(
     Returns:
         The logger.
     """
-    logger = logging.getLogger(name)
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = enable_propagation
-    if abbrev_name is None:
-        abbrev_name = "d2" if name == "detectron2" else name
+    short = abbrev_name
+    if short is None:
+        short = {"detectron2": "d2"}.get(name, name)
+    streams = []
     if configure_stdout and distributed_rank == 0:
-        console = logging.StreamHandler(stream=sys.stdout)
-        console.setLevel(logging.DEBUG)
-        console.setFormatter(_Formatter(name, abbrev_name, color and sys.stdout.isatty()))
-        logger.addHandler(console)
+        streams.append((sys.stdout, color and sys.stdout.isatty()))
     if output is not None:
-        path = output if output.endswith((".txt", ".log")) else os.path.join(output, "log.txt")
-        if distributed_rank > 0:
-            path += f".rank{distributed_rank}"
-        PathManager.mkdirs(os.path.dirname(path) or ".")
-        file = logging.StreamHandler(_log_stream(path))
-        file.setLevel(logging.DEBUG)
-        file.setFormatter(_Formatter(name, abbrev_name, False))
-        logger.addHandler(file)
+        streams.append((_log_stream(_log_path(output, distributed_rank)), False))
+
+    logger = logging.getLogger(name)
+    logger.propagate = enable_propagation
+    logger.setLevel(logging.DEBUG)
+    for stream, colourful in streams:
+        handler = logging.StreamHandler(stream)
+        handler.setFormatter(_Formatter(name, short, colourful))
+        handler.setLevel(logging.DEBUG)
+        logger.addHandler(handler)
     return logger
+
+
+def _log_path(output: str, rank: int) -> str:
+    """File for `setup_logger`'s `output`; its folder is made."""
+    file = output
+    if not output.endswith((".txt", ".log")):
+        file = os.path.join(output, "log.txt")
+    if rank > 0:
+        file = f"{file}.rank{rank}"
+    PathManager.mkdirs(os.path.dirname(file) or ".")
+    return file
 
 
 @lru_cache
@@ -120,6 +130,10 @@ def _caller() -> tuple[str, tuple[str, int]]:
         "detectron2" if module == "__main__" else module,
         (frame.f_code.co_filename, frame.f_lineno),
     )
+
+
+def _emit(name: str, level: int, message: str) -> None:
+    logging.getLogger(name).log(level, message)
 
 
 def log_first_n(
@@ -149,37 +163,33 @@ def log_first_n(
     identity = tuple(site if kind == "caller" else msg for kind in kinds)
     _counts[identity] += 1
     if _counts[identity] <= n:
-        logging.getLogger(name or module).log(lvl, msg)
+        _emit(name or module, lvl, msg)
 
 
 def log_every_n(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
     """Log the first, and then every n-th, time that this line of code is reached."""
     module, site = _caller()
     key = ("every", site)
-    _counts[key] += 1
-    if n == 1 or _counts[key] % n == 1:
-        logging.getLogger(name or module).log(lvl, msg)
+    earlier = _counts[key]
+    _counts[key] = earlier + 1
+    if earlier % n == 0:
+        _emit(name or module, lvl, msg)
 
 
 def log_every_n_seconds(lvl: int, msg: str, n: int = 1, *, name: str | None = None) -> None:
     """Log at most once in n seconds from this line of code."""
     module, site = _caller()
     key, now = ("seconds", site), time.monotonic()
-    if key not in _last_logged or now - _last_logged[key] >= n:
-        logging.getLogger(name or module).log(lvl, msg)
+    if now - _last_logged.get(key, -math.inf) >= n:
+        _emit(name or module, lvl, msg)
         _last_logged[key] = now
 
 
 def create_small_table(small_dict: dict[str, Any]) -> str:
     """A table of one row, the keys as its head; for a handful of numbers."""
-    return tabulate(
-        [list(small_dict.values())],
-        headers=list(small_dict),
-        tablefmt="pipe",
-        floatfmt=".3f",
-        stralign="center",
-        numalign="center",
-    )
+    centred = dict.fromkeys(("stralign", "numalign"), "center")
+    row = tuple(small_dict.values())
+    return tabulate([row], headers=tuple(small_dict), floatfmt=".3f", tablefmt="pipe", **centred)
 
 
 def _log_api_usage(identifier: str) -> None:

@@ -40,6 +40,7 @@ def retry_if_cuda_oom(func: Callable[..., Result]) -> Callable[..., Result]:
             return func(*args, **kwargs)
         except torch.cuda.OutOfMemoryError:
             logger.warning("Out of GPU memory in %s again: using the CPU", func)
-        return func(*map(_to_cpu, args), **{k: _to_cpu(v) for k, v in kwargs.items()})
+        named = dict(zip(kwargs, map(_to_cpu, kwargs.values())))
+        return func(*map(_to_cpu, args), **named)
 
     return patient

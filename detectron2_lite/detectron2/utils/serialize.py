@@ -21,9 +21,8 @@ class PicklableWrapper:
     """
 
     def __init__(self, obj: Any) -> None:
-        while isinstance(obj, PicklableWrapper):
-            obj = obj._obj
-        self._obj = obj
+        # A wrapper never holds a wrapper, so that one level is all there can be.
+        self._obj = obj._obj if isinstance(obj, PicklableWrapper) else obj
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._obj(*args, **kwargs)
