@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from drawing import Panel, window_around
 from tables import LABELER_NAMES, experiment_table
 
 from pseudolabel.files import atomic_write, guarded_join, read_image, read_json
 from pseudolabel.mask_iou import TrueMasks
 from pseudolabel.masks import decode_segmentation
+from pseudolabel.report.drawing import Panel, window_around
 
 IMAGES = 12
 WORST = 16

@@ -4,7 +4,6 @@ import json
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import drawing
 import numpy as np
 import overlays
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 from pseudolabel.errors import DataError
 from pseudolabel.files import write_json
 from pseudolabel.masks import encode_rle
+from pseudolabel.report import drawing
 
 LABELERS = ("filled_box", "ellipse", "mal")
 # A name and a class that would be markup if they were not escaped.

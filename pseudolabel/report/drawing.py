@@ -19,6 +19,10 @@ _JPEG_QUALITY = 88
 _LUMA = np.array([0.299, 0.587, 0.114])
 _MIN_LUMA = 0.55
 Color = tuple[int, int, int]
+# Of Okabe and Ito's palette, which people tell apart with any kind of colour vision.
+ORANGE, SKY_BLUE = (230, 159, 0), (86, 180, 233)
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+_DASH = 6
 
 
 def color_of(index: int) -> Color:
@@ -64,11 +68,40 @@ class Panel:
             return
         area = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
         inside, color = inside[area], np.array(color_of(index), dtype=np.float32)
-        frame = np.pad(inside, 1)
-        core = frame[:-2, 1:-1] & frame[2:, 1:-1] & frame[1:-1, :-2] & frame[1:-1, 2:]
         pixels = self.pixels[area]
         pixels[inside] = (1 - TINT) * pixels[inside] + TINT * color
-        pixels[inside & ~core] = color
+        pixels[inside & ~_eroded(inside)] = color
+
+    def outline(self, mask: np.ndarray, color: Color, tint: float = 0.0) -> "Panel":
+        """Draws a mask, bool (H, W), as a line two pixels wide in a dark border, so that it shows
+        on any ground; `tint` is the share of the colour within. Returns the panel."""
+        x0, y0, x1, y1 = self.window
+        part = Image.fromarray(mask[y0:y1, x0:x1].astype(np.uint8))
+        inside = np.array(part.resize(self.size, Image.Resampling.NEAREST)) > 0
+        paint = np.array(color, dtype=np.float32)
+        self.pixels[inside] = (1 - tint) * self.pixels[inside] + tint * paint
+        core = _eroded(_eroded(inside))
+        outer = np.pad(inside, 1, mode="edge")
+        border = ~inside & ~_eroded(~outer)[1:-1, 1:-1]
+        self.pixels[border] = self.pixels[border] // 2
+        self.pixels[inside & ~core] = color
+        return self
+
+    def frame(self, box: list[float]) -> "Panel":
+        """Draws one XYWH box in image pixels as a frame of black and white dashes, which no mask
+        colour resembles; returns the panel."""
+        x, y, width, height = box
+        left, top = (x - self.window[0]) * self.scale, (y - self.window[1]) * self.scale
+        right, bottom = left + width * self.scale - 1, top + height * self.scale - 1
+        rows = np.clip([round(top), round(bottom)], 0, self.size[1] - 1)
+        columns = np.clip([round(left), round(right)], 0, self.size[0] - 1)
+        for row in rows:
+            span = np.arange(columns[0], columns[1] + 1)
+            self.pixels[row, span] = _dashes(span)
+        for column in columns:
+            span = np.arange(rows[0], rows[1] + 1)
+            self.pixels[span, column] = _dashes(span)
+        return self
 
     def boxes(self, boxes: Iterable[tuple[int, list[float]]]) -> "Panel":
         """Draws (colour index, XYWH box in image pixels) as thin frames; returns the panel."""
@@ -82,13 +115,23 @@ class Panel:
         self.pixels = np.array(canvas)
         return self
 
-    def uri(self) -> str:
+    def uri(self, quality: int = _JPEG_QUALITY) -> str:
         """The panel as a `data:` URI, JPEG without colour subsampling (thin lines stay sharp)."""
         stream = io.BytesIO()
-        Image.fromarray(self.pixels).save(
-            stream, format="JPEG", quality=_JPEG_QUALITY, subsampling=0
-        )
+        Image.fromarray(self.pixels).save(stream, format="JPEG", quality=quality, subsampling=0)
         return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+
+
+def _eroded(inside: np.ndarray) -> np.ndarray:
+    """Pixels (h, w) whose four neighbours are inside too; what lies off the panel is outside."""
+    frame = np.pad(inside, 1)
+    near = frame[:-2, 1:-1] & frame[2:, 1:-1] & frame[1:-1, :-2] & frame[1:-1, 2:]
+    return inside & near
+
+
+def _dashes(places: np.ndarray) -> np.ndarray:
+    """Colours (n, 3) of the dashes at the given places along a line."""
+    return np.where((places // _DASH % 2 == 0)[:, None], np.array(WHITE), np.array(BLACK))
 
 
 def window_around(box: list[float], height: int, width: int) -> tuple[int, int, int, int]:

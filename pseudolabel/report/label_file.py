@@ -1,0 +1,200 @@
+"""A pseudo-label file as the report reads it: records as arrays, accounts, rejects by reason.
+
+Shape legend: N records.
+"""
+
+import json
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pseudolabel.checks import is_integer
+from pseudolabel.errors import DataError
+from pseudolabel.files import file_hash, read_json
+from pseudolabel.mask_iou import TrueMasks
+from pseudolabel.store import output_paths
+from pseudolabel.validation import TOLERATED, iterate_defects, read_checked, refuse_first
+
+# Rejects kept per reason, for the page.
+EXAMPLES = 5
+UNSTATED = "not stated"
+
+
+@dataclass
+class Rejects:
+    """The list of rejects: numbers, and the first of each reason.
+
+    Attributes:
+        reasons: {reason: number}.
+        examples: {reason: first lines of the file}.
+    """
+
+    reasons: Counter = field(default_factory=Counter)
+    examples: dict[str, list[dict]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, row: dict) -> None:
+        """Counts one line of the file."""
+        reason = str(row.get("reason", UNSTATED))
+        self.reasons[reason] += 1
+        if len(self.examples[reason]) < EXAMPLES:
+            self.examples[reason].append(row)
+
+
+def read_rejects(path: Path) -> Rejects | None:
+    """Reads `*.rejects.jsonl` line by line; None where there is no such file.
+
+    Raises:
+        DataError: a line is no JSON object.
+    """
+    if not path.exists():
+        return None
+    rejects = Rejects()
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                rejects.add(_json_object(line, path, number))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(path, f"cannot be read ({error})", "label again") from error
+    return rejects
+
+
+def _json_object(line: str, path: Path, number: int) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict):
+        raise DataError(path, "is no JSON object", "label again", f"line {number}")
+    return row
+
+
+class LabelFile:
+    """A pseudo-label file with its manifest and rejects.
+
+    Args:
+        path: the label file.
+        masks: whether to check every mask; drawing checks the few that it draws by itself.
+
+    Attributes:
+        images: {id: entry}.
+        annotations: the records, in file order.
+        names: {category id: name}, as text.
+        ids, image_ids, categories: int64 (N,).
+        quality, agreement: float64 (N,), NaN where a record has none.
+        box_area: float64 (N,), square pixels.
+        sources: `mask_source` of each record, text.
+        crowd: bool (N,).
+        manifest: None where there is none.
+        rejects: None where there is no list.
+
+    Raises:
+        DataError: a file is malformed.
+    """
+
+    def __init__(self, path: str | Path, masks: bool = False):
+        self.path, rejects_path, manifest_path = output_paths(path)
+        data = read_json(path)
+        defects = iterate_defects(data, masks=masks, plausibility=False)
+        refuse_first(path, defects, TOLERATED)
+        self.data = data
+        self.images = {image["id"]: image for image in data["images"]}
+        self.annotations = data["annotations"]
+        self.names = {c["id"]: str(c["name"]) for c in data["categories"]}
+        self.manifest = read_json(manifest_path) if manifest_path.exists() else None
+        self.rejects = read_rejects(rejects_path)
+        self._check_manifest(manifest_path)
+        self._hashes = {"output_sha256": Path(path), "rejects_sha256": rejects_path}
+        self.ids = self._whole("id")
+        self.image_ids = self._whole("image_id")
+        self.categories = self._whole("category_id")
+        self.quality = self._numbers("quality")
+        self.agreement = self._numbers("agreement")
+        self.crowd = np.array([bool(a.get("iscrowd", 0)) for a in self.annotations], dtype=bool)
+        boxes = np.array([a["bbox"] for a in self.annotations], dtype=np.float64).reshape(-1, 4)
+        self.box_area = boxes[:, 2] * boxes[:, 3]
+        self.sources = [str(a.get("mask_source", UNSTATED)) for a in self.annotations]
+
+    def _check_manifest(self, path: Path) -> None:
+        if self.manifest is not None and not is_integer(self.manifest.get("annotations_in")):
+            raise DataError(
+                path, "has no whole number annotations_in", "label again, or remove the manifest"
+            )
+
+    def _whole(self, key: str) -> np.ndarray:
+        values = [a[key] for a in self.annotations]
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError as error:
+            raise DataError(
+                self.path, f"holds a {key} beyond 64 bits", "number the records anew"
+            ) from error
+
+    def _numbers(self, key: str) -> np.ndarray:
+        return np.array([_number(a.get(key)) for a in self.annotations], dtype=np.float64)
+
+    def boxes_in(self) -> int | None:
+        """What the manifest says went in; None without manifest."""
+        return None if self.manifest is None else self.manifest["annotations_in"]
+
+    def accounts_fit(self) -> bool | None:
+        """Whether records and rejects add up to the input; None where that cannot be told."""
+        if self.manifest is None or self.rejects is None:
+            return None
+        return self.boxes_in() == len(self.annotations) + self.rejects.reasons.total()
+
+    def hashes(self) -> dict[str, tuple[str, bool | None]]:
+        """{manifest key: (hash of the file as it is, whether the manifest has the same)}."""
+        found = {}
+        for key, path in self._hashes.items():
+            if path.exists():
+                value = file_hash(path)
+                stated = None if self.manifest is None else self.manifest.get(key)
+                found[key] = value, None if stated is None else stated == value
+        return found
+
+    def name(self, category: int) -> str:
+        """The class's name."""
+        return self.names[int(category)]
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def true_ious(labels: LabelFile, truth_file: str | Path) -> tuple[np.ndarray, TrueMasks]:
+    """IoU of every record with its human mask, where there is one.
+
+    Args:
+        truth_file: COCO or LVIS JSON with masks, of all or some of the labels' annotations.
+
+    Returns:
+        float64 (N,), NaN for crowds and where there is no human mask; the human masks.
+
+    Raises:
+        DataError: the file is malformed, has no record in common, or is of other images.
+    """
+    read_checked(truth_file)
+    truth = TrueMasks(truth_file)
+    ious = np.full(len(labels.annotations), np.nan)
+    for row, annotation in enumerate(labels.annotations):
+        true = truth.annotations.get(annotation["id"])
+        if true is None or labels.crowd[row] or not true.get("segmentation"):
+            continue
+        if true["image_id"] != annotation["image_id"]:
+            raise DataError(
+                truth_file,
+                f"is on image {true['image_id']}, the label is on image {annotation['image_id']}",
+                "give the human masks of the same data set",
+                f"annotation {annotation['id']}",
+            )
+        ious[row] = truth.compare(annotation["id"], annotation["segmentation"])[0]
+    if np.isnan(ious).all():
+        raise DataError(
+            truth_file,
+            f"has no human mask of any annotation in {labels.path.name}",
+            "give the human masks of the same data set",
+        )
+    return ious, truth

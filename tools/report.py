@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Makes one self-contained HTML page about a pseudo-label file, and a queue for human review.
+
+    tools/report.py labels.json --images DIR --output report.html
+    tools/report.py labels.json --images DIR --output report.html --truth human.json \\
+        --metrics output/mal/metrics.json --queue 200 --queue-output queue.json
+
+Exit status: 0 written; 1 with one clear error line; 2 wrong usage.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import refuse_overwrite
+from pseudolabel.report.build import Options, write_page
+from pseudolabel.report.queue import write_queue
+from pseudolabel.store import output_paths
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("labels", help="pseudo-label JSON; manifest and rejects lie beside it")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--output", required=True, metavar="PAGE.html", help="page to write")
+    parser.add_argument("--truth", metavar="HUMAN.json", help="human masks, of all or some records")
+    parser.add_argument(
+        "--metrics", nargs="+", default=[], metavar="METRICS.json", help="of training runs"
+    )
+    parser.add_argument(
+        "--results", nargs="+", default=[], metavar="RESULT.json", help="docs/results/*.json"
+    )
+    parser.add_argument("--sweep", metavar="SWEEP.json", help="mIoU by threshold on probabilities")
+    parser.add_argument("--command", help="shown as what made the labels")
+    parser.add_argument("--worst", type=int, default=6, help="pictures per class (6)")
+    parser.add_argument("--random", type=int, default=6, help="pictures per class (6)")
+    parser.add_argument("--queue", type=int, metavar="N", help="records for a human to look at")
+    parser.add_argument("--queue-output", metavar="QUEUE.json", help="COCO subset; a CSV beside it")
+    parser.add_argument("--seed", type=int, default=0, help="of the random pictures (0)")
+    args = parser.parse_args(argv)
+    _check_usage(parser, args)
+    return args
+
+
+def _check_usage(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    for name in ("worst", "random", "seed"):
+        if getattr(args, name) < 0:
+            parser.error(f"--{name}: at least 0")
+    if (args.queue is None) != (args.queue_output is None):
+        parser.error("--queue and --queue-output go together")
+    if args.queue is not None and args.queue < 1:
+        parser.error("--queue: at least 1")
+    if args.queue_output and Path(args.queue_output).suffix != ".json":
+        parser.error("--queue-output: name a .json file")
+    outputs = [args.output]
+    if args.queue_output:
+        outputs += [args.queue_output, str(Path(args.queue_output).with_suffix(".csv"))]
+    if len({Path(path).resolve() for path in outputs}) < len(outputs):
+        parser.error("--output and --queue-output name the same file")
+    inputs = [*output_paths(args.labels), *args.metrics, *args.results]
+    inputs += [path for path in (args.truth, args.sweep) if path]
+    try:
+        for source in inputs:
+            refuse_overwrite(source, *outputs)
+    except DataError as error:
+        parser.error(str(error))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Writes the page, then the queue. Returns the exit status."""
+    args = parse_args(argv)
+    options = Options(
+        **{name: getattr(args, name) for name in ("labels", "images", "truth", "metrics")},
+        **{name: getattr(args, name) for name in ("results", "sweep", "command")},
+        **{name: getattr(args, name) for name in ("worst", "random", "seed")},
+    )
+    try:
+        labels = write_page(options, args.output)
+        print(f"wrote {args.output}: {len(labels.annotations)} records")
+        if labels.accounts_fit() is False:
+            print("warning: records and rejects do not add up to the boxes in", file=sys.stderr)
+        if args.queue is not None:
+            rows = write_queue(labels, args.queue, args.queue_output)
+            print(f"wrote {args.queue_output}: {len(rows)} records to look at")
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where, problem = error.filename or args.output, error.strerror or error
+        print(f"error: {where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
