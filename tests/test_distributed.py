@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from detectron2.engine import default_argument_parser
 
 import mal.data
 import mal.mask_auto_labeler  # noqa: F401  (registers the meta-architecture)
@@ -17,10 +16,11 @@ from pseudolabel.distributed import data_error_of
 from pseudolabel.loader import seed_everything
 from pseudolabel.trainer import Trainer
 from tests.tiny import tiny_config, write_coco
-from tools.train_net import run
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN_NET = str(ROOT / "tools" / "train_net.py")
+TRAIN_NET = ROOT / "tools" / "train_net.py"
+LAUNCH = [TRAIN_NET, "--num-gpus", 2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2, TRAIN_NET]
 STEPS = 3
 # Plain gradient steps: AdamW and clipping would hide a gradient of the wrong length.
 SHORT = [
@@ -46,18 +46,17 @@ def write_config(method, json_file, output, *opts):
     return path
 
 
-def train_net(config, *arguments):
-    """The tool, without the seconds that another process needs to import it."""
-    return run(default_argument_parser().parse_args(["--config-file", str(config), *arguments]))
-
-
-def torchrun(config):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+def run(*command):
+    """A command in processes of its own; Detectron2's installation may bring a `tools` too, so
+    that the tool is not imported here.
+    """
     return subprocess.run(
-        [*command, "--nproc-per-node", "2", TRAIN_NET, "--config-file", str(config)],
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         check=False,
-    ).returncode
+    )
 
 
 def train_here(cfg):
@@ -79,14 +78,16 @@ def losses(output):
 @pytest.mark.parametrize(
     ("method", "opts", "command"),
     [
-        ("mask_rcnn/sample", EVEN_SAMPLES, lambda config: train_net(config, "--num-gpus", "2")),
+        ("mask_rcnn/sample", EVEN_SAMPLES, LAUNCH),
         # MAL's losses are means over boxes, one of which is a sample.
-        ("mal/sample", [], torchrun),
+        ("mal/sample", [], TORCHRUN),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(method, opts, command, tmp_path):
     json_file = write_coco(tmp_path)
-    assert command(write_config(method, json_file, tmp_path / "two", *opts)) == 0
+    config = write_config(method, json_file, tmp_path / "two", *opts)
+    done = run(*command, "--config-file", config)
+    assert done.returncode == 0, done.stderr[-3000:]
     two = torch.load(tmp_path / "two" / "model_final.pth", weights_only=True)["model"]
     before, one = train_here(tiny_config(method, json_file, tmp_path / "one", [*SHORT, *opts]))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
@@ -98,14 +99,14 @@ def test_two_processes_equal_one_with_the_double_batch(method, opts, command, tm
         assert differs <= 0.01 * moved[key] + 1e-6, key
 
 
-def test_bad_data_in_several_processes_is_one_line(tmp_path, capfd):
+def test_bad_data_in_several_processes_is_one_line(tmp_path):
     """Each of them finds it; the launcher gets the text of a traceback."""
     config = write_config("mask_rcnn/sample", write_coco(tmp_path), tmp_path / "run")
     bad = ["DATALOADER.SAMPLER_TRAIN", "MySampler"]
-    assert train_net(config, "--num-gpus", "2", *bad) == 1
-    error = capfd.readouterr().err
-    assert "Traceback" not in error
-    (line,) = [line for line in error.splitlines() if line.startswith("error: ")]
+    done = run(*LAUNCH, "--config-file", config, *bad)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: DATALOADER.SAMPLER_TRAIN: 'MySampler' is not supported")
 
 
