@@ -9,6 +9,7 @@ from fvcore.common.registry import Registry
 _UPSTREAM_ONLY = """
 CoarseMaskHead FCOS KRCNNConvDeconvUpsampleHead PanopticFPN PointRendROIHeads
 PointRendSemSegHead RROIHeads RRPN RetinaNet RotatedAnchorGenerator
+DeepLabV3Head DeepLabV3PlusHead build_resnet_deeplab_backbone
 build_fcos_resnet_fpn_backbone build_mnasnet_backbone build_regnet_backbone build_vit_backbone
 """
 
