@@ -1,5 +1,5 @@
-"""Tracking: upstream only; every name in here raises an error that says so."""
+"""Tracking: only upstream Detectron2 has it; importing this, or anything below, says so."""
 
-from ..utils.env import upstream_only
+from ..utils.env import not_in_lite
 
-__getattr__ = upstream_only(__name__)
+not_in_lite(__name__)

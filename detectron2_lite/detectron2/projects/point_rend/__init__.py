@@ -13,6 +13,5 @@ __getattr__ = upstream_only(
         "PointRendMaskHead",
         "PointRendSemSegHead",
         "add_pointrend_config",
-        "point_head",
     ],
 )

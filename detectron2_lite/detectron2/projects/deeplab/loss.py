@@ -1,0 +1,5 @@
+"""DeepLab's hard-pixel loss: only upstream Detectron2 has it, and every name here says so."""
+
+from detectron2.utils.env import upstream_only
+
+__getattr__ = upstream_only(__name__)
