@@ -9,6 +9,7 @@ import os
 import sys
 from typing import Any
 
+import detectron2
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -97,6 +98,14 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
         PathManager.mkdirs(out)
     setup_logger(out, distributed_rank=rank, name="fvcore")
     logger = setup_logger(out, distributed_rank=rank)
+    if comm.is_main_process():
+        # Upstream has the same import name, and a user cannot tell the two apart by looking.
+        logger.info(
+            "detectron2 %s (provider: %s), the compile-free build; folder %s",
+            detectron2.__version__,
+            detectron2.__provider__,
+            os.path.dirname(detectron2.__file__),
+        )
     logger.info("Rank %d of %d; torch %s", rank, comm.get_world_size(), torch.__version__)
     logger.info("Arguments: %s", args)
     logger.info("Config:\n%s", cfg.dump())
