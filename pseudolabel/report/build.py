@@ -11,6 +11,7 @@ from pseudolabel.report import overlays, sections
 from pseudolabel.report.experiment import results_section
 from pseudolabel.report.label_file import LabelFile, true_ious
 from pseudolabel.report.markup import Html, details, join, page, paragraph
+from pseudolabel.report.thresholds import thresholds
 from pseudolabel.report.training import training_section
 
 
@@ -68,7 +69,7 @@ def write_page(options: Options, output: str | Path) -> LabelFile:
         ("Masks to look at", _pictures(report, truth, options)),
         ("Sizes", sections.sizes(report)),
         ("Classes", sections.classes(report)),
-        ("Thresholds", sections.thresholds(report, options.sweep)),
+        ("Thresholds", thresholds(report, options.sweep)),
         ("Detectors trained on the labels", results_section(options.results)),
         ("Training", training_section(options.metrics)),
         ("How it was made", sections.provenance(report, options.command)),

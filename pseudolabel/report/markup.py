@@ -14,6 +14,7 @@ POLICY = (
 )
 # Longer values (a file name, a reject's detail) are cut; the label file holds them in full.
 LONGEST = 300
+_LONGEST_COMMAND = 8000
 # Scripts such as Persian and Hindi spell words with these two.
 _JOINERS = "\u200c\u200d"
 STYLE = """
@@ -79,8 +80,8 @@ class Html(str):
     """Text that is markup already."""
 
 
-def escape(value: object) -> Html:
-    """A value as text of the page; `Html` stays as it is.
+def escape(value: object, longest: int = LONGEST) -> Html:
+    """A value as text of the page, cut at so many characters; `Html` stays as it is.
 
     Control and direction characters, which can hide or reorder what follows them, become "�";
     so do lone surrogates, which no UTF-8 file can hold.
@@ -88,8 +89,8 @@ def escape(value: object) -> Html:
     if isinstance(value, Html):
         return value
     text = str(value)
-    if len(text) > LONGEST:
-        text = text[: LONGEST - 1] + "…"
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
     text = "".join(" " if c in "\n\r\t" else c if _harmless(c) else "�" for c in text)
     return Html(html.escape(text))
 
@@ -174,7 +175,7 @@ def details(summary: str, *parts: str, opened: bool = False) -> Html:
 
 def code(text: str) -> Html:
     """A block of commands or hashes."""
-    lines = "\n".join(escape(line) for line in str(text).splitlines())
+    lines = "\n".join(escape(line, _LONGEST_COMMAND) for line in str(text).splitlines())
     return Html(f"<pre><code>{lines}</code></pre>")
 
 
