@@ -270,8 +270,8 @@ def test_histogram_refuses_unknown_categories():
 def test_upstream_only_parts_say_so():
     with pytest.raises(NotImplementedError, match="upstream"):
         load_proposals_into_dataset([], "f")
-    with pytest.raises(NotImplementedError, match="load_lvis_json"):
-        _ = d2_datasets.load_lvis_json
+    with pytest.raises(NotImplementedError, match="register_pascal_voc"):
+        _ = d2_datasets.register_pascal_voc
 
 
 def test_coco_is_registered_by_name():

@@ -20,11 +20,13 @@ from detectron2.utils.env import upstream_only
 from detectron2.utils.file_io import PathManager
 from fvcore.common.timer import Timer
 
-__all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json"]
+from .sem_seg import load_sem_seg
+
+__all__ = ["convert_to_coco_dict", "convert_to_coco_json", "load_coco_json", "load_sem_seg"]
 
 logger = logging.getLogger(__name__)
 
-__getattr__ = upstream_only(__name__, ("load_sem_seg", "register_coco_instances_with_points"))
+__getattr__ = upstream_only(__name__, ("register_coco_instances_with_points",))
 
 _KEYS = ("iscrowd", "bbox", "keypoints", "category_id")
 
