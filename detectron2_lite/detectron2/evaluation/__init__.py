@@ -9,12 +9,16 @@ from .evaluator import (
     inference_context,
     inference_on_dataset,
 )
+from .lvis_evaluation import LVISEvaluator
+from .sem_seg_evaluation import SemSegEvaluator
 from .testing import flatten_results_dict, print_csv_format, verify_results
 
 __all__ = [
     "COCOEvaluator",
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "LVISEvaluator",
+    "SemSegEvaluator",
     "flatten_results_dict",
     "inference_context",
     "inference_on_dataset",
@@ -28,9 +32,7 @@ __getattr__ = upstream_only(
         "COCOPanopticEvaluator",
         "CityscapesInstanceEvaluator",
         "CityscapesSemSegEvaluator",
-        "LVISEvaluator",
         "PascalVOCDetectionEvaluator",
         "RotatedCOCOEvaluator",
-        "SemSegEvaluator",
     ),
 )

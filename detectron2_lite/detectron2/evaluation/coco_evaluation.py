@@ -27,7 +27,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from .evaluator import DatasetEvaluator
+from .evaluator import DatasetEvaluator, gather_on_main
 
 __all__ = ["COCOEvaluator", "instances_to_coco_json"]
 
@@ -49,8 +49,9 @@ class COCOEvaluator(DatasetEvaluator):
         distributed: gather predictions from all ranks and score them on rank 0.
         output_dir: None writes no files; else ``coco_instances_results.json`` (COCO's result
             format) and ``instances_predictions.pth``.
-        max_dets_per_image: None is COCO's 100; an int, or three limits for (AR only at the)
-            first two and AP at the last.
+        max_dets_per_image: None is COCO's 100. COCO counts at 1, 10 and this number, and AP is that
+            at the largest of the three, so fewer than 10 cannot be asked for; with three numbers
+            they can.
         use_fast_impl: accepted for compatibility; pycocotools is used in any case.
         allow_cached_coco: reuse a converted JSON that is already in ``output_dir``.
     """
@@ -77,8 +78,7 @@ class COCOEvaluator(DatasetEvaluator):
         if max_dets_per_image is None:
             self._max_dets = (1, 10, 100)
         elif isinstance(max_dets_per_image, int):
-            # COCOeval sorts the limits and takes the last.
-            self._max_dets = (1, min(10, max_dets_per_image), max_dets_per_image)
+            self._max_dets = (1, 10, max_dets_per_image)
         else:
             self._max_dets = tuple(max_dets_per_image)
         self._cpu_device = torch.device("cpu")
@@ -135,14 +135,9 @@ class COCOEvaluator(DatasetEvaluator):
         Raises:
             AssertionError: for a predicted class that the dataset does not have.
         """
-        predictions = self._predictions
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(predictions, dst=0)
-            comm.synchronize()
-            if not comm.is_main_process():
-                return {}
-            predictions = list(itertools.chain(*gathered))
+        predictions = gather_on_main(self._predictions, self._distributed)
+        if predictions is None:
+            return {}
         self._results = OrderedDict()
         if not predictions:
             logger.warning("COCOEvaluator was given no predictions at all: nothing to score")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import logging
 import time
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from detectron2.utils import comm
 from detectron2.utils.comm import get_world_size, is_main_process
 from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
@@ -18,6 +20,7 @@ from torch import nn
 __all__ = [
     "DatasetEvaluator",
     "DatasetEvaluators",
+    "gather_on_main",
     "inference_context",
     "inference_on_dataset",
 ]
@@ -36,6 +39,20 @@ class DatasetEvaluator:
 
     def evaluate(self) -> Mapping[str, Any] | None:
         """Score what was processed: ``{task: {metric: number}}``, None on ranks that do not."""
+
+
+def gather_on_main(items: list[Any], distributed: bool) -> list[Any] | None:
+    """The items of all ranks in the order of the ranks; None on other ranks than 0.
+
+    Args:
+        distributed: False keeps to the items of this rank, whichever it is.
+    """
+    if not distributed:
+        return items
+    comm.synchronize()
+    parts = comm.gather(items, dst=0)
+    comm.synchronize()
+    return list(itertools.chain(*parts)) if comm.is_main_process() else None
 
 
 class DatasetEvaluators(DatasetEvaluator):
