@@ -11,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import (
     align_and_update_state_dicts,
     convert_basic_c2_names,
+    convert_c2_detectron_names,
 )
 from iopath.common.file_io import PathHandler, PathManager
 from torch import nn
@@ -73,12 +74,63 @@ C2 = [
     ("res4_5_branch2a_bn_b", "res4.5.conv1.norm.bias"),
     ("res5_2_branch2b_w", "res5.2.conv2.weight"),
     ("res3_1_branch2c_w", "res3.1.conv3.weight"),
+    ("res4_0_branch2a_bn_riv", "res4.0.conv1.norm.running_var"),
+    ("res4_0_branch2b_gn_s", "res4.0.conv2.norm.weight"),
+    ("pred_w", "linear.weight"),
+]
+# Names of FPN, RPN and heads: (Caffe2 name, ours)
+C2_HEADS = [
+    ("fpn_inner_res5_2_sum_w", "fpn_lateral5.weight"),
+    ("fpn_inner_res4_22_sum_lateral_b", "fpn_lateral4.bias"),
+    ("fpn_inner_res3_3_sum_lateral_gn_s", "fpn_lateral3.norm.weight"),
+    ("fpn_res2_2_sum_w", "fpn_output2.weight"),
+    ("conv_rpn_w", "proposal_generator.rpn_head.conv.weight"),
+    ("rpn_cls_logits_fpn2_b", "proposal_generator.rpn_head.objectness_logits.bias"),
+    ("rpn_bbox_pred_fpn2_w", "proposal_generator.rpn_head.anchor_deltas.weight"),
+    ("fc6_w", "box_head.fc1.weight"),
+    ("fc7_b", "box_head.fc2.bias"),
+    ("head_conv1_gn_s", "box_head.conv1.norm.weight"),
+    ("_[mask]_fcn1_w", "mask_head.mask_fcn1.weight"),
+    ("_mask_fcn4_b", "mask_head.mask_fcn4.bias"),
+    ("conv5_mask_w", "mask_head.deconv.weight"),
+    ("lr", "lr"),
 ]
 
 
 @pytest.mark.parametrize(("name", "expected"), C2)
 def test_caffe2_names(name, expected):
     assert convert_basic_c2_names([name]) == [expected]
+
+
+@pytest.mark.parametrize(("name", "expected"), [*C2, *C2_HEADS])
+def test_caffe2_detector_names(name, expected):
+    weight = torch.arange(6.0)
+    renamed, old_of = convert_c2_detectron_names({name: weight})
+    assert old_of == {expected: name}
+    assert torch.equal(renamed[expected], weight)
+
+
+# (Caffe2 name, ours, rows that remain, in their new order) of six rows, the background first
+BACKGROUND = [
+    ("cls_score_w", "cls_score.weight", [1, 2, 3, 4, 5, 0]),
+    ("cls_score_b", "cls_score.bias", [1, 2, 3, 4, 5, 0]),
+    ("bbox_pred_w", "bbox_pred.weight", [4, 5]),
+    ("mask_fcn_logits_b", "mask_head.predictor.bias", [1, 2, 3, 4, 5]),
+]
+
+
+@pytest.mark.parametrize(("name", "expected", "rows"), BACKGROUND)
+def test_caffe2_background_class(name, expected, rows):
+    weight = torch.rand(6, 2)
+    renamed, _ = convert_c2_detectron_names({name: weight})
+    assert torch.equal(renamed[expected], weight[rows])
+
+
+def test_caffe2_class_agnostic_boxes_stay():
+    weight = torch.rand(4, 2)
+    assert torch.equal(
+        convert_c2_detectron_names({"bbox_pred_w": weight})[0]["bbox_pred.weight"], weight
+    )
 
 
 def _model_of(names):
@@ -139,6 +191,29 @@ def test_zoo_file_loads_by_name_and_old_buffers_are_ignored(tmp_path, caplog):
     DetectionCheckpointer(model).load(str(path))
     assert (model[0].weight == 1).all()
     assert "not used by the model" not in caplog.text
+
+
+def test_what_nobody_took_is_returned(tmp_path):
+    model = nn.Linear(1, 1)
+    arrays = {k: v.numpy() for k, v in model.state_dict().items()}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "zoo"}))
+    assert DetectionCheckpointer(model).load(str(tmp_path / "zoo.pkl")) == {"__author__": "zoo"}
+    torch.save({"model": model.state_dict(), "iteration": 7}, tmp_path / "a.pth")
+    path = str(tmp_path / "a.pth")
+    assert DetectionCheckpointer(model).load(path) == {"iteration": 7}
+    matched = DetectionCheckpointer(model).load(f"{path}?matching_heuristics=True")
+    assert matched == {"iteration": 7, "matching_heuristics": True}
+
+
+def test_query_of_a_pkl_has_no_effect(tmp_path, caplog):
+    arrays = {k: v.numpy() for k, v in _suffix_weights().items()}
+    path = tmp_path / "zoo.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "zoo"}))
+    model = _Complex()
+    before = model.block1.layer1.weight.clone()
+    DetectionCheckpointer(model).load(f"{path}?matching_heuristics=True")
+    assert torch.equal(model.block1.layer1.weight, before)
+    assert "no effect" in caplog.text
 
 
 def test_python2_pickle(tmp_path):

@@ -29,9 +29,10 @@ class DetectionCheckpointer(Checkpointer):
     """fvcore's Checkpointer, extended to model-zoo files.
 
     Reads ``.pth`` (with or without a "model" entry), zoo ``.pkl`` (names as in the model, or
-    suffixes of them with "matching_heuristics", or Caffe2 blobs) and ``.pyth``. The path may end
-    in ``?matching_heuristics=True``. Nothing but tensors, arrays and plain containers is ever
-    unpickled. Files are written under a temporary name and then moved into place.
+    suffixes of them with "matching_heuristics", or Caffe2 blobs) and ``.pyth``. The path of a
+    ``.pth`` may end in ``?matching_heuristics=True``. Nothing but tensors, arrays and plain
+    containers is ever unpickled. Files are written under a temporary name and then moved into
+    place.
 
     Args:
         save_to_disk: None saves on the main process only.
@@ -107,6 +108,10 @@ class DetectionCheckpointer(Checkpointer):
                 raise ValueError(f"{path}: unknown options {sorted(query)}")
             self._heuristics = flag == ["True"]
             path = parts._replace(query="").geturl()
+            if self._heuristics and path.endswith(".pkl"):
+                # As upstream does; it says nothing, and the weights would be missing quietly.
+                self.logger.warning("%s says itself how to match: the query has no effect", path)
+                self._heuristics = False
         self._check_visible(path)
         return super().load(
             path, checkpointables=None if checkpointables is None else list(checkpointables)
@@ -145,19 +150,18 @@ class DetectionCheckpointer(Checkpointer):
             loaded = {"model": loaded}
         if not isinstance(loaded["model"], dict):
             raise ValueError(f"{filename}: 'model' is not a state dict")
-        loaded["matching_heuristics"] = self._heuristics
+        if self._heuristics:
+            loaded["matching_heuristics"] = True
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if checkpoint.get("matching_heuristics", False) or self._heuristics:
+        if checkpoint.get("matching_heuristics", False):
             self._convert_ndarray_to_tensor(checkpoint["model"])
             checkpoint["model"] = align_and_update_state_dicts(
                 self.model.state_dict(),
                 checkpoint["model"],
                 c2_conversion=checkpoint.get("__author__") == "Caffe2",
             )
-        for key in ("matching_heuristics", "__author__"):
-            checkpoint.pop(key, None)
         incompatible = super()._load_model(checkpoint)
         own_buffers = {name for name, _ in self.model.named_buffers(recurse=False)}
         missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
