@@ -61,7 +61,7 @@ STORED: dict[str, Callable[[], Any]] = {
     "list polygon": lambda: [SQUARE_POLYGON],
     "array polygon": lambda: [np.array(SQUARE_POLYGON)],
     # A part of two points covers nothing.
-    "thin part": lambda: [SQUARE_POLYGON, [1.0, 1.0, 70.0, 50.0]],
+    "thin part": lambda: [[1.0, 1.0, 70.0, 50.0], SQUARE_POLYGON],
 }
 
 
@@ -73,7 +73,7 @@ def test_every_way_to_store_a_mask(stored: Callable[[], Any]) -> None:
     assert mask.area() == 600
     assert mask.bbox().tolist() == [20, 10, 50, 30]
     assert not mask.has_holes
-    points = {tuple(point) for point in mask.polygons[0].reshape(-1, 2)}
+    points = {tuple(point) for point in mask.polygons[-1].reshape(-1, 2)}
     assert points == {(20, 10), (50, 10), (50, 30), (20, 30)}
 
 
@@ -111,7 +111,7 @@ def test_masks_that_are_none(bad: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3.0])
-@pytest.mark.parametrize("size", [(1, 1), (7, 5), (60, 80), (333, 41)])
+@pytest.mark.parametrize("size", [(1, 1), (29, 57), (60, 80), (333, 41)])
 def test_picture_is_kept_to_the_pixel(size: tuple[int, int], scale: float) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     shown = Visualizer(picture, scale=scale).get_output().get_image()
@@ -120,12 +120,19 @@ def test_picture_is_kept_to_the_pixel(size: tuple[int, int], scale: float) -> No
     assert (shown == picture.repeat(times, axis=0).repeat(times, axis=1)).all()
 
 
-# 0.7 * 10 and 1.1 * 10 are not whole in binary.
+# 0.29 * 100 is 28.999... in binary, 1.1 * 10 is 11.000...
 @pytest.mark.parametrize(
-    ("scale", "size"), [(0.5, (5, 8)), (0.7, (7, 11)), (1.1, (11, 18)), (0.01, (1, 1))]
+    ("before", "scale", "after"),
+    [
+        ((10, 17), 0.5, (5, 8)),
+        ((10, 17), 1.1, (11, 18)),
+        ((100, 50), 0.29, (29, 14)),
+        # Upstream would make an empty picture.
+        ((10, 17), 0.01, (1, 1)),
+    ],
 )
-def test_size_is_rounded_down(scale: float, size: tuple[int, int]) -> None:
-    assert VisImage(np.zeros((10, 17, 3)), scale).get_image().shape == (*size, 3)
+def test_size_is_rounded_down(before: tuple, scale: float, after: tuple) -> None:
+    assert VisImage(np.zeros((*before, 3)), scale).get_image().shape == (*after, 3)
 
 
 def test_saved_file_shows_the_same(tmp_path: Path) -> None:
@@ -138,6 +145,7 @@ def test_saved_file_shows_the_same(tmp_path: Path) -> None:
 def test_reset_keeps_what_is_drawn() -> None:
     output = Visualizer(GREY).draw_binary_mask(square(), color="r", alpha=1)
     output.reset_image(np.zeros_like(GREY))
+    assert len(output.ax.images) == 1
     picture = output.get_image()
     assert picture[20, 30].tolist() == [255, 0, 0]
     assert picture[50, 70].tolist() == [0, 0, 0]
@@ -189,9 +197,10 @@ def test_shapes_land_where_they_belong(draw: Callable, hit: list, missed: list) 
     assert not any(marks[y, x] for x, y in missed)
 
 
-def test_dark_text_is_lightened() -> None:
-    picture = Visualizer(np.zeros((H, W, 3))).draw_text("MMM", (40, 20), color="navy").get_image()
-    assert (picture.max(axis=2) > 110).any()
+@pytest.mark.parametrize("color", ["navy", "black", (0.3, 0.0, 0.0), "white"])
+def test_text_is_bright_enough_for_its_box(color: Any) -> None:
+    drawn = Visualizer(np.zeros((H, W, 3))).draw_text("MMM", (40, 20), font_size=20, color=color)
+    assert (drawn.get_image() @ (0.299, 0.587, 0.114)).max() > 0.45 * 255
 
 
 @pytest.mark.parametrize("shape", [square, ring])
@@ -210,6 +219,16 @@ def test_mask_covers_its_pixels(shape: Callable[[], np.ndarray]) -> None:
     assert not marks[40:].any()
     if shape is ring:
         assert (marks == expected).all()
+
+
+@pytest.mark.parametrize("scale", [0.75, 1.5, 2.3])
+def test_scaled_mask_keeps_its_share_of_the_picture(scale: float) -> None:
+    mask = ring()
+    mask[9, 21:35] = True
+    output = Visualizer(np.zeros_like(GREY), scale=scale).draw_binary_mask(mask, "red", alpha=1.0)
+    # Pixels on the edge are covered in part.
+    covered = output.get_image()[..., 0].mean() / 255
+    assert covered == pytest.approx(mask.mean(), rel=0.004)
 
 
 def test_mask_with_holes_gets_an_outline_on_request() -> None:

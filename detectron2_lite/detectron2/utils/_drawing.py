@@ -37,7 +37,7 @@ Color = Any
 
 # Weights of R, G, B in perceived brightness (ITU-R BT.601), and the least that text has.
 LUMA = (0.299, 0.587, 0.114)
-MIN_TEXT_LUMA = 0.5
+MIN_TEXT_LUMA = 0.6
 
 
 class VisImage:
@@ -52,11 +52,11 @@ class VisImage:
         self.img = img
         self.scale = scale
         self.width, self.height = img.shape[1], img.shape[0]
-        # The small addends keep products such as 0.7 * 10 from falling below their whole number.
+        # The small addends keep products such as 0.29 * 100 from falling below their whole number.
         columns = max(int(self.width * scale + 1e-6), 1)
         rows = max(int(self.height * scale + 1e-6), 1)
-        # matplotlib cuts inches * dpi down to whole pixels; a quarter of a pixel keeps rounding
-        # errors from costing one. The axes then span the whole pixels only.
+        # Some versions of matplotlib cut inches * dpi down to whole pixels: a quarter of a pixel
+        # keeps rounding errors from costing one. The axes then span the whole pixels only.
         spare = 0.25
         size = np.array([columns + spare, rows + spare])
         self.fig = Figure(frameon=False)
@@ -73,10 +73,10 @@ class VisImage:
         for old in self.ax.images:
             if old.get_gid() == "background":
                 old.remove()
-        shown = self.show(np.clip(img, 0, 255).astype(np.uint8))
+        shown = self._show(np.clip(img, 0, 255).astype(np.uint8))
         shown.set(gid="background", zorder=-1)
 
-    def show(self, pixels: np.ndarray) -> Any:
+    def _show(self, pixels: np.ndarray) -> Any:
         """Add an (H, W, 3 or 4) picture that covers the canvas."""
         return self.ax.imshow(
             pixels,
@@ -319,7 +319,7 @@ class Shapes:
         overlay[..., :3] = color
         overlay[..., 3] = np.clip(strength * alpha, 0, 1)
         # Where a surface would be: over those drawn before it, under lines and text.
-        self.output.show(overlay).set_zorder(1)
+        self.output._show(overlay).set_zorder(1)
         if text is not None:
             self._draw_text_in_mask(strength >= 0.5, text, light(color, 0.7))
         return self.output

@@ -33,6 +33,8 @@ OFF_WHITE = (1.0, 1.0, 240 / 255)
 # Objects below this many pixels at scale 1 get their label beside the box instead of on it.
 SMALL_AREA = 1000
 SMALL_HEIGHT = 40
+# How far a channel of 0..1 moves; objects of a class are to differ, too.
+JITTER = 0.25
 DEFAULT_IGNORE_LABEL = 255
 
 
@@ -337,7 +339,7 @@ class Visualizer(Shapes):
 
     def _jitter(self, color: Sequence[float]) -> tuple[float, ...]:
         """A colour nearby, drawn with numpy's global generator."""
-        moved = np.asarray(color[:3]) + np.random.uniform(-0.12, 0.12, size=3)
+        moved = np.asarray(color[:3]) + np.random.uniform(-JITTER, JITTER, size=3)
         return tuple(np.clip(moved, 0.0, 1.0).tolist())
 
     def _create_grayscale_image(self, masks: Sequence[GenericMask] | None = None) -> np.ndarray:
