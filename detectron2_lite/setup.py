@@ -29,5 +29,5 @@ setup(
         "termcolor",
         "tabulate",
     ],
-    extras_require={"tensorboard": ["tensorboard"]},
+    extras_require={"tensorboard": ["tensorboard"], "visualization": ["matplotlib"]},
 )
