@@ -316,3 +316,10 @@ def test_auto_scale_workers():
     cfg.SOLVER.IMS_PER_BATCH = 15
     with pytest.raises((ValueError, AssertionError), match="REFERENCE_WORLD_SIZE"):
         DefaultTrainer.auto_scale_workers(cfg, 16)
+
+
+def test_hooks_are_names_of_the_package():
+    import detectron2.engine as package
+
+    for name in package.hooks.__all__:
+        assert getattr(package, name) is getattr(package.hooks, name)

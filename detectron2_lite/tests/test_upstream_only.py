@@ -37,6 +37,8 @@ detectron2.layers                                 DeformConv nms_rotated ROIAlig
 detectron2.layers.deform_conv                     DeformConv ModulatedDeformConv
 detectron2.layers.rotated_boxes                   pairwise_iou_rotated
 detectron2.data.transforms                        RandomRotation RotationTransform
+detectron2.engine                                 TorchProfiler AutogradProfiler
+detectron2.engine.hooks                           TorchMemoryStats
 detectron2.evaluation                             RotatedCOCOEvaluator COCOPanopticEvaluator
 detectron2.utils.analysis                         flop_count_operators
 detectron2.utils.video_visualizer                 VideoVisualizer

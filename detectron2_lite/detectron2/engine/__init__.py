@@ -1,5 +1,6 @@
 """Training loop, hooks, command-line defaults and process launch."""
 
+from ..utils.env import upstream_only
 from . import hooks
 from .defaults import (
     DefaultPredictor,
@@ -9,15 +10,33 @@ from .defaults import (
     default_setup,
     default_writers,
 )
+from .hooks import (
+    BestCheckpointer,
+    CallbackHook,
+    EvalHook,
+    IterationTimer,
+    LRScheduler,
+    PeriodicCheckpointer,
+    PeriodicWriter,
+    PreciseBN,
+)
 from .launch import DEFAULT_TIMEOUT, launch
 from .train_loop import AMPTrainer, HookBase, SimpleTrainer, TrainerBase
 
 __all__ = [
     "DEFAULT_TIMEOUT",
     "AMPTrainer",
+    "BestCheckpointer",
+    "CallbackHook",
     "DefaultPredictor",
     "DefaultTrainer",
+    "EvalHook",
     "HookBase",
+    "IterationTimer",
+    "LRScheduler",
+    "PeriodicCheckpointer",
+    "PeriodicWriter",
+    "PreciseBN",
     "SimpleTrainer",
     "TrainerBase",
     "create_ddp_model",
@@ -27,3 +46,5 @@ __all__ = [
     "hooks",
     "launch",
 ]
+
+__getattr__ = upstream_only(__name__, ["AutogradProfiler", "TorchMemoryStats", "TorchProfiler"])

@@ -32,11 +32,13 @@ from .augmentation_impl import (
     RandomExtent,
     RandomFlip,
     RandomLighting,
+    RandomResize,
     RandomSaturation,
     Resize,
     ResizeScale,
     ResizeShortestEdge,
 )
+from .augmentation_semantic import RandomCrop_CategoryAreaConstraint
 from .transform import ColorTransform, ExtentTransform, PILColorTransform, ResizeTransform
 
 __all__ = [
@@ -57,9 +59,11 @@ __all__ = [
     "RandomBrightness",
     "RandomContrast",
     "RandomCrop",
+    "RandomCrop_CategoryAreaConstraint",
     "RandomExtent",
     "RandomFlip",
     "RandomLighting",
+    "RandomResize",
     "RandomSaturation",
     "Resize",
     "ResizeScale",
@@ -80,8 +84,6 @@ __getattr__ = upstream_only(
     (
         "HFlip_rotated",
         "MinIoURandomCrop",
-        "RandomCrop_CategoryAreaConstraint",
-        "RandomResize",
         "RandomRotation",
         "Resize_rotated_box",
         "RotationTransform",

@@ -30,6 +30,7 @@ __all__ = [
     "RandomExtent",
     "RandomFlip",
     "RandomLighting",
+    "RandomResize",
     "RandomSaturation",
     "Resize",
     "ResizeScale",
@@ -89,6 +90,25 @@ class Resize(Augmentation):
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize for this image."""
         return ResizeTransform(*image.shape[:2], *self.shape, self.interp)
+
+
+class RandomResize(Augmentation):
+    """Resizes to one of several sizes.
+
+    Args:
+        shape_list: (h, w) to draw from.
+        interp: PIL's resampling.
+    """
+
+    def __init__(self, shape_list: list, interp: int = _BILINEAR) -> None:
+        super().__init__()
+        self._init(locals())
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """A resize to one of the sizes."""
+        height, width = image.shape[:2]
+        target = self.shape_list[np.random.randint(len(self.shape_list))]
+        return ResizeTransform(height, width, *target, self.interp)
 
 
 class ResizeShortestEdge(Augmentation):
