@@ -76,12 +76,15 @@ def _module_or_stand_in(name: str, stubs: set[str]) -> ModuleType:
     """Import a module; one that is not there is made up, empty, and noted in `stubs`.
 
     Raises:
-        ModuleNotFoundError: the module exists, but one that it imports does not.
+        ImportError: the module exists, but something that it imports does not.
     """
     try:
         return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+    except ImportError as error:
+        # A build may say of a module that it is left out, with an error that is both of these.
+        left_out = isinstance(error, NotImplementedError)
+        missing = error.name is not None and f"{name}.".startswith(f"{error.name}.")
+        if not left_out and not (isinstance(error, ModuleNotFoundError) and missing):
             raise
     made = ModuleType(name, "Stand-in of the conformance run.")
     made.__path__ = []
