@@ -80,8 +80,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         labels = write_page(options, args.output)
         print(f"wrote {args.output}: {len(labels.annotations)} records")
-        if labels.accounts_fit() is False:
-            print("warning: records and rejects do not add up to the boxes in", file=sys.stderr)
+        account = labels.account()
+        if account is not None and not account.fits:
+            print("warning: the account does not add up; see the page", file=sys.stderr)
         if args.queue is not None:
             rows = write_queue(labels, args.queue, args.queue_output)
             print(f"wrote {args.queue_output}: {len(rows)} records to look at")

@@ -87,9 +87,10 @@ def _pictures(report: sections.Report, truth: TrueMasks | None, options: Options
     measure = "quality" if report.ious is None else "true IoU"
     parts = [_legend(truth is not None)]
     for group in chosen.galleries:
+        others = "" if group is chosen.galleries[0] else ", of the others"
         pair = [
             (f"lowest {measure}", group.worst),
-            (f"at random (seed {options.seed})", group.random),
+            (f"at random{others} (seed {options.seed})", group.random),
         ]
         shown = [
             Html(f"<h3>{join([f'{group.title}: {len(rows)} {kind}'])}</h3>")

@@ -71,6 +71,27 @@ def _json_object(line: str, path: Path, number: int) -> dict:
     return row
 
 
+@dataclass(frozen=True)
+class Account:
+    """What becomes of the input.
+
+    Attributes:
+        unit: "boxes", or "images" where the labeler has found its own boxes.
+        kept, rejected: counted in the files.
+        stated: what went in, as the manifest says.
+    """
+
+    unit: str
+    kept: int
+    rejected: int
+    stated: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is lost or invented."""
+        return self.kept + self.rejected == self.stated
+
+
 class LabelFile:
     """A pseudo-label file with its manifest and rejects.
 
@@ -118,10 +139,13 @@ class LabelFile:
         self.sources = [str(a.get("mask_source", UNSTATED)) for a in self.annotations]
 
     def _check_manifest(self, path: Path) -> None:
-        if self.manifest is not None and not is_integer(self.manifest.get("annotations_in")):
-            raise DataError(
-                path, "has no whole number annotations_in", "label again, or remove the manifest"
-            )
+        if self.manifest is None:
+            return
+        where, key = self.manifest, "annotations_in"
+        if self._finds_boxes():
+            where, key = self.manifest["job"], "images"
+        if not is_integer(where.get(key)):
+            raise DataError(path, f"has no whole number {key}", "label again, or remove it")
 
     def _whole(self, key: str) -> np.ndarray:
         values = [a[key] for a in self.annotations]
@@ -135,15 +159,20 @@ class LabelFile:
     def _numbers(self, key: str) -> np.ndarray:
         return np.array([_number(a.get(key)) for a in self.annotations], dtype=np.float64)
 
-    def boxes_in(self) -> int | None:
-        """What the manifest says went in; None without manifest."""
-        return None if self.manifest is None else self.manifest["annotations_in"]
-
-    def accounts_fit(self) -> bool | None:
-        """Whether records and rejects add up to the input; None where that cannot be told."""
+    def account(self) -> "Account | None":
+        """What went in and where it is; None without manifest or rejects."""
         if self.manifest is None or self.rejects is None:
             return None
-        return self.boxes_in() == len(self.annotations) + self.rejects.reasons.total()
+        lost = self.rejects.reasons.total()
+        if self._finds_boxes():
+            # A rejected image may be listed among the images as well.
+            kept = sum(image.get("status") != "rejected" for image in self.images.values())
+            return Account("images", kept, lost, self.manifest["job"]["images"])
+        return Account("boxes", len(self.annotations), lost, self.manifest["annotations_in"])
+
+    def _finds_boxes(self) -> bool:
+        job = self.manifest.get("job")
+        return isinstance(job, dict) and job.get("mode") == "found"
 
     def hashes(self) -> dict[str, tuple[str, bool | None]]:
         """{manifest key: (hash of the file as it is, whether the manifest has the same)}."""

@@ -59,11 +59,11 @@ figure { margin: 0; }
 figcaption { font-size: .85rem; color: var(--soft); line-height: 1.35; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-.masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(12.5rem, 1fr));
+.masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(10.6rem, 1fr));
   gap: .9rem; margin: .6rem 0; }
-.masks img { display: block; max-width: 100%; height: 13rem; object-fit: contain;
+.masks img { display: block; max-width: 100%; height: 11.5rem; object-fit: contain;
   background: var(--plate); width: 100%; }
-.masks .none { height: 13rem; background: var(--plate); padding: .5rem; font-size: .85rem; }
+.masks .none { height: 11.5rem; background: var(--plate); padding: .5rem; font-size: .85rem; }
 .key { display: inline-block; width: 1.6em; height: .7em; border-radius: 2px; }
 @media (max-width: 30rem) { .masks { grid-template-columns: 1fr 1fr; gap: .7rem; }
   .masks img, .masks .none { height: 9.5rem; } th, td { padding-right: .6rem; } }

@@ -68,8 +68,9 @@ def select(
 ) -> Selection:
     """Chooses the worst and random records, over all and for each of the most frequent classes.
 
-    The worst are those of lowest true IoU; where there are no human masks, of lowest quality.
-    Crowds are left out.
+    The worst are those of lowest true IoU; where there are no human masks, of lowest quality. The
+    random ones over all classes are a fair sample; those of a class are drawn from the others of
+    that class, so that nothing is shown twice. Crowds are left out.
 
     Args:
         ious: (N,), NaN where unknown; None without human masks.
@@ -87,16 +88,16 @@ def select(
         for _, c in ranked[:CLASSES]
     ]
     for title, members, times, key in groups:
-        wanted = min(times * worst, len(members)) + min(times * random, len(members))
+        wanted = min(times * (worst + random), len(members))
         if wanted > left and result.galleries:
             result.others.append((title, len(members)))
             continue
-        pick = np.random.default_rng(key).permutation(len(members))[: min(times * random, left)]
-        some = members[: min(times * worst, left - len(pick))]
-        result.galleries.append(
-            Gallery(title, len(members), some.tolist(), members[np.sort(pick)].tolist())
-        )
-        left -= len(some) + len(pick)
+        first = members[: min(times * worst, left)]
+        rest = members if times > 1 else members[len(first) :]
+        pick = np.random.default_rng(key).permutation(len(rest))[: min(times * random, left)]
+        some = rest[np.sort(pick)][: left - len(first)]
+        result.galleries.append(Gallery(title, len(members), first.tolist(), some.tolist()))
+        left -= len(first) + len(some)
     result.others += [(labels.name(c), -int(n)) for n, c in ranked[CLASSES:]]
     return result
 
@@ -171,15 +172,15 @@ def caption(labels: LabelFile, ious: np.ndarray | None, row: int) -> Html:
     annotation = labels.annotations[row]
     facts = []
     if ious is not None and not np.isnan(ious[row]):
-        facts.append(f"true IoU {ious[row]:.2f}")
+        facts.append(f"IoU {ious[row]:.2f}")
     if not np.isnan(labels.quality[row]):
         facts.append(f"quality {labels.quality[row]:.2f}")
-    facts.append(labels.sources[row])
     name = labels.name(annotation["category_id"])
     file = labels.images[annotation["image_id"]].get("file_name", "")
+    origin = join([labels.sources[row], file], " · ")
     return Html(
         f"<b>{escape(name)}</b> #{escape(annotation['id'])}<br>{escape(' · '.join(facts))}"
-        f"<br>{escape(file)}"
+        f"<br>{origin}"
     )
 
 

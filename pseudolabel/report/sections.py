@@ -10,7 +10,7 @@ import numpy as np
 
 from pseudolabel.masks import SIZE_BINS, size_bin_index
 from pseudolabel.report.charts import Axis, Line, bars, lines
-from pseudolabel.report.label_file import LabelFile
+from pseudolabel.report.label_file import Account, LabelFile
 from pseudolabel.report.markup import (
     Html,
     bullets,
@@ -68,7 +68,7 @@ def lead(report: Report) -> list[Html]:
     made = manifest.get("labeler", {})
     name = made.get("name") if isinstance(made, dict) else None
     by = f"the labeler “{name}”" if name else "an unnamed labeler"
-    source = f" from the boxes of {manifest['input']}" if manifest.get("input") else ""
+    source = f" for {manifest['input']}" if manifest.get("input") else ""
     facts = [(f"{len(labels.annotations):,}", "records with a mask")]
     if labels.rejects is not None:
         facts.append((f"{labels.rejects.reasons.total():,}", "rejected, with a reason"))
@@ -103,28 +103,21 @@ def _warnings(labels: LabelFile) -> list[Html]:
                 kind="bad",
             )
         )
-    if labels.accounts_fit() is False:
-        notes.append(paragraph("Boxes are missing or too many: see Accounts.", kind="bad"))
+    account = labels.account()
+    if account is not None and not account.fits:
+        notes.append(paragraph("The account does not add up: see Accounts.", kind="bad"))
     return notes
 
 
 def accounts(report: Report) -> Html:
     """Boxes in = records + rejects, states of images, sources of masks."""
     labels = report.labels
-    fit, kept = labels.accounts_fit(), len(labels.annotations)
-    if fit is None:
-        text = paragraph(f"{kept:,} records; without manifest and rejects there is no account.")
+    account = labels.account()
+    if account is None:
+        count = len(labels.annotations)
+        text = paragraph(f"{count:,} records; without manifest and rejects there is no account.")
     else:
-        lost = labels.rejects.reasons.total()
-        sum_of = f"{kept:,} records + {lost:,} rejects = {kept + lost:,}"
-        if fit:
-            text = paragraph(f"{sum_of} = boxes in. Every box is accounted for.")
-        else:
-            text = paragraph(
-                f"{sum_of} ≠ {labels.boxes_in():,} boxes in, as the manifest says. Label file, "
-                "rejects and manifest may come from different runs.",
-                kind="bad",
-            )
+        text = _equation(account)
     states = Counter(str(image.get("status", "not stated")) for image in labels.images.values())
     return join(
         [
@@ -138,6 +131,19 @@ def accounts(report: Report) -> Html:
                 kind="note",
             ),
         ]
+    )
+
+
+def _equation(account: Account) -> Html:
+    kept = "records" if account.unit == "boxes" else "images labelled or empty"
+    total = account.kept + account.rejected
+    sum_of = f"{account.kept:,} {kept} + {account.rejected:,} rejects = {total:,}"
+    if account.fits:
+        return paragraph(f"{sum_of} = {account.unit} in. Nothing is lost.")
+    return paragraph(
+        f"{sum_of} ≠ {account.stated:,} {account.unit} in, as the manifest says. Label file, "
+        "rejects and manifest may come from different runs.",
+        kind="bad",
     )
 
 
@@ -192,9 +198,10 @@ def quality(report: Report) -> Html:
         return join(parts)
     counts = np.histogram(known, HISTOGRAM_BINS, (0, 1))[0].tolist()
     quartiles = [float(q) for q in np.quantile(known, (0.25, 0.5, 0.75))]
+    low, middle, high = quartiles
     text = (
-        f"{len(known):,} records: a quarter lies below {quartiles[0]:.2f}, half below "
-        f"{quartiles[1]:.2f}, three quarters below {quartiles[2]:.2f}."
+        f"{len(known):,} records with {len(np.unique(known)):,} different values; quartiles "
+        f"{low:.2f}, {middle:.2f} and {high:.2f}."
     )
     charts = [figure(bars(counts, Axis("quality", 0, 1), "records", text), text)]
     if report.ious is not None and report.both.any():

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from pseudolabel.errors import DataError
-from pseudolabel.label_job import label_images
-from pseudolabel.store import BoxFile, write_label_file
-from pseudolabel.yardsticks import ellipse
-from tests.tiny import write_coco
+from pseudolabel.files import file_hash
+from pseudolabel.masks import encode_rle
+from pseudolabel.store import output_paths
+from tests.tiny import SIDE, write_coco
 
 # Each would run a script or load something if it became markup.
 SCRIPT = "<script>document.title='ran'</script>"
@@ -18,34 +18,55 @@ LOADS = '"><img src="http://trap.invalid/a" onerror="document.title=1">'
 TRAP_FILE = "\"><img src=x onerror=document.title='ran'>.png"
 
 
-def write_labels(folder: Path, images: int = 4, traps: bool = True, reject: bool = True) -> Path:
+def write_labels(folder: Path) -> Path:
     """`labels.json` with manifest and rejects: annotations 10, 11 of image 1 up to 40, 41 of image
-    4 in two classes; quality rises with the id. The box of annotation 21 is rejected, 41 is a
-    crowd. `human.json` has the true masks.
+    4 in two classes; quality rises with the id. Annotation 21 is a reject, 41 a crowd.
+    `human.json` has the true masks.
     """
-    human = write_coco(folder, images)
+    human = write_coco(folder)
     data = json.loads(human.read_text())
-    if traps:
-        data["categories"][0]["name"] = SCRIPT
-        data["images"][0]["file_name"] = TRAP_FILE
-        (folder / "1.png").rename(folder / TRAP_FILE)
+    data["categories"][0]["name"] = SCRIPT
+    data["images"][0]["file_name"] = TRAP_FILE
+    (folder / "1.png").rename(folder / TRAP_FILE)
     human.with_name("human.json").write_text(json.dumps(data))
-    by_id = {annotation["id"]: annotation for annotation in data["annotations"]}
-    if reject:
-        by_id[21]["bbox"] = [500, 500, 4, 4]
-    if 41 in by_id:
-        by_id[41]["iscrowd"] = 1
-    boxes = folder / "boxes.json"
-    boxes.write_text(json.dumps(data))
-    source = BoxFile(boxes)
-    result = label_images(source, folder, ellipse())
-    for rank, annotation in enumerate(sorted(result.annotations, key=lambda a: a["id"])):
-        if not annotation["iscrowd"]:
-            annotation["quality"] = round(0.3 + 0.05 * rank, 4)
     path = folder / "labels.json"
-    extra = {"note": SCRIPT} if traps else {}
-    write_label_file(path, source, result, ellipse().describe(), extra)
+    lost = [annotation for annotation in data["annotations"] if annotation["id"] == 21]
+    for annotation in lost:
+        data["annotations"].remove(annotation)
+    for rank, annotation in enumerate(data["annotations"]):
+        _draw_ellipse(annotation, crowd=annotation["id"] == 41)
+        if annotation["id"] != 41:
+            annotation["quality"] = round(0.3 + 0.05 * rank, 4)
+    for image in data["images"]:
+        image["status"] = "labelled"
+    path.write_text(json.dumps(data))
+    rejects = [
+        {"id": 21, "image_id": 2, "bbox": [500, 500, 4, 4]}
+        | {"reason": "box_outside", "detail": "bbox [500, 500, 4, 4] on a 64x64 image"}
+        for _ in lost
+    ]
+    _, rejects_path, manifest_path = output_paths(path)
+    rejects_path.write_text("".join(json.dumps(row) + "\n" for row in rejects))
+    manifest = {
+        "input": "boxes.json",
+        "output_sha256": file_hash(path),
+        "rejects_sha256": file_hash(rejects_path),
+        "annotations_in": len(data["annotations"]) + len(lost),
+        "labeler": {"name": "ellipse", "quality": 0.62},
+        "note": SCRIPT,
+    }
+    manifest_path.write_text(json.dumps(manifest))
     return path
+
+
+def _draw_ellipse(annotation: dict, crowd: bool) -> None:
+    """Draws the ellipse inscribed in the box into the annotation, by its equation."""
+    x, y, width, height = annotation["bbox"]
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
+    distance = ((columns - x) / width * 2 - 1) ** 2 + ((rows - y) / height * 2 - 1) ** 2
+    mask = distance <= 1
+    annotation.update(segmentation=encode_rle(mask), area=int(mask.sum()), iscrowd=int(crowd))
+    annotation["mask_source"] = "input" if crowd else "model"
 
 
 def edit_json(path: Path, change) -> None:

@@ -135,12 +135,20 @@ def other_input(folder):
     edit_json(folder / "labels.manifest.json", lambda m: m.update(annotations_in=80))
 
 
+def found(images):
+    """As a labeler writes that has found its own boxes: the account is of images."""
+    job = {"mode": "found", "images": images}
+    return lambda folder: edit_json(folder / "labels.manifest.json", lambda m: m.update(job=job))
+
+
 # What happens to the files; the account on the page; whether it is marked as wrong.
 ACCOUNTS = [
     (lambda folder: None, "7 records + 1 rejects = 8 = boxes in", False),
     (drop_record, "6 records + 1 rejects = 7 ≠ 8 boxes in", True),
     (add_reject, "7 records + 2 rejects = 9 ≠ 8 boxes in", True),
     (other_input, "7 records + 1 rejects = 8 ≠ 80 boxes in", True),
+    (found(5), "4 images labelled or empty + 1 rejects = 5 = images in", False),
+    (found(4), "4 images labelled or empty + 1 rejects = 5 ≠ 4 images in", True),
 ]
 
 
@@ -188,6 +196,7 @@ BAD = [
     ("labels.json", '{"images": []}', "has no list"),
     ("labels.manifest.json", "[]", "no JSON object"),
     ("labels.manifest.json", "{}", "annotations_in"),
+    ("labels.manifest.json", '{"job": {"mode": "found"}}', "no whole number images"),
     ("labels.rejects.jsonl", "{}\nnull\n", "line 2"),
     ("human.json", '{"images": [], "annotations": [], "categories": []}', "no human mask of any"),
     ("sweep.json", '{"thresholds": [0.1], "mIoU": [], "chosen": 0.1}', "is no sweep"),
@@ -265,7 +274,9 @@ def test_worst_and_random(folder):
     # Quality rises with the id; 21 was rejected and the crowd 41 is left out.
     assert ids == [[10, 11, 20, 30], [10, 20], [11, 31]]
     assert [g.count for g in (every, left, right)] == [6, 4, 2]
-    assert [len(g.random) for g in (every, left, right)] == [2, 1, 1]
+    # A class with nothing else than its worst has none at random.
+    assert [len(g.random) for g in (every, left, right)] == [2, 1, 0]
+    assert not set(left.random) & set(left.worst)
     again = overlays.select(labels, None, 2, 1, 0)
     assert again == chosen
     ious = np.linspace(1, 0, len(labels.ids))

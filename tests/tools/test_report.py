@@ -65,7 +65,7 @@ def test_page_and_queue(folder, capsys):
 def test_accounts_that_do_not_fit_are_said(folder, capsys):
     edit_json(folder / "labels.json", lambda d: d["annotations"].pop())
     assert run() == 0
-    assert "do not add up" in capsys.readouterr().err
+    assert "does not add up" in capsys.readouterr().err
 
 
 # Options, and what stderr says: wrong usage, exit status 2.
