@@ -175,13 +175,13 @@ class LabelFile:
         return isinstance(job, dict) and job.get("mode") == "found"
 
     def hashes(self) -> dict[str, tuple[str, bool | None]]:
-        """{manifest key: (hash of the file as it is, whether the manifest has the same)}."""
+        """{file name: (its hash as it is, whether the manifest has the same)}."""
         found = {}
         for key, path in self._hashes.items():
             if path.exists():
                 value = file_hash(path)
                 stated = None if self.manifest is None else self.manifest.get(key)
-                found[key] = value, None if stated is None else stated == value
+                found[path.name] = value, None if stated is None else stated == value
         return found
 
     def name(self, category: int) -> str:

@@ -51,6 +51,7 @@ tbody th { overflow-wrap: break-word; min-width: 6rem; }
 th:first-child, td:first-child, .words td, .words th { text-align: left; font-weight: 400; }
 thead th, .words thead th, thead th:first-child { font-weight: 600; }
 tr.chosen { background: var(--plate); font-weight: 600; }
+td ul { margin: 0; padding-left: 1.1rem; }
 details { margin: .4rem 0; }
 summary { cursor: pointer; padding: .25rem 0; }
 .charts { display: flex; flex-wrap: wrap; gap: 1rem 1.6rem; }
