@@ -329,6 +329,7 @@ def test_a_mask_at_the_border_draws_no_frame_around_the_picture():
     assert (panel.pixels[:, 3:] == 200).all()
 
 
+@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_escaped_text_is_no_markup(text):
     escaped = escape(text)
@@ -343,7 +344,7 @@ def test_commands_are_not_cut():
     assert "x" * 1000 in code("x" * 1000)
 
 
-@settings(max_examples=200)
+@settings(deadline=None)
 @given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9), st.booleans())
 def test_axes(low, span, log):
     start = abs(low) + 1e-3 if log else low

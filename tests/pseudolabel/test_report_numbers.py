@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pseudolabel.report.label_file import LabelFile, true_ious
@@ -30,6 +30,7 @@ UNIT = st.floats(0, 1).map(lambda value: round(value, 3))
 PAIRS = st.lists(st.tuples(UNIT, UNIT), min_size=2, max_size=40)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_rank_correlation(pairs):
     a, b = np.array(pairs).T
@@ -40,6 +41,7 @@ def test_rank_correlation(pairs):
         assert found == pytest.approx(naive_rank_correlation(a, b), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_reliability(pairs):
     quality, ious = np.array(pairs).T
@@ -55,6 +57,7 @@ def test_reliability(pairs):
     assert found.excess == pytest.approx(sum(q - i for q, i in pairs) / len(pairs), abs=1e-9)
 
 
+@settings(deadline=None)
 @given(PAIRS)
 def test_sweep(pairs):
     rows, best = quality_sweep(*np.array(pairs).T)
@@ -87,6 +90,7 @@ ROWS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(ROWS, st.integers(0, 35))
 def test_choose_takes_the_best_of_those_left(rows, number):
     classes, images, values = zip(*rows)
@@ -222,6 +226,7 @@ def test_smoothing_follows_its_recursion():
     assert smoothed(short) == short
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000))
 def test_thinned_curves_keep_their_ends(length):
     points = [(i, i) for i in range(length)]
