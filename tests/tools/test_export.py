@@ -1,0 +1,99 @@
+"""tools/export.py: lines, accounts, exit status, and that nothing is ever replaced."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pseudolabel.export import FORMATS
+from tests.tiny import write_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+# A real limit on file size stands in for a full disk.
+SMALL_DISK = (
+    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
+    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+def load_command():
+    spec = importlib.util.spec_from_file_location("export", ROOT / "tools/export.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    return command
+
+
+command = load_command()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Four images with two annotations each, 10, 11 on image 1 up to 40, 41 on image 4."""
+    write_coco(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_crowds(folder, count):
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"][:count]:
+        annotation["iscrowd"] = 1
+    path.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_format(folder, capsys, form):
+    assert command.main(["instances.json", "--format", form, "--output", "deep/out"]) == 0
+    assert capsys.readouterr().out.endswith("deep/out: 8 annotations in, 8 out, 0 left out\n")
+    assert (folder / "deep/out").is_dir() is (form in ("yolo-seg", "voc-png"))
+    # A second run replaces nothing.
+    assert command.main(["instances.json", "--format", form, "--output", "deep/out"]) == 1
+    assert "the output exists. Remedy" in capsys.readouterr().err
+
+
+def test_lines_are_bounded_and_the_report_is_not(folder, capsys):
+    make_crowds(folder, 5)
+    arguments = ["instances.json", "--format", "yolo-seg", "--output", "out"]
+    assert command.main([*arguments, "--report", "report.json", "--max", "2"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "left out: annotation 10: is a crowd",
+        "left out: annotation 11: is a crowd",
+        "... and 4 more (--report OUT.json writes all)",
+        "out: 8 annotations in, 3 out, 5 left out",
+    ]
+    report = json.loads((folder / "report.json").read_text())
+    assert (report["annotations_in"], report["annotations_out"]) == (8, 3)
+    assert [row["record"] for row in report["left_out"]] == [
+        f"annotation {key}" for key in (10, 11, 20, 21, 30)
+    ]
+
+
+@pytest.mark.parametrize("report", ["instances.json", "out", "full"])
+def test_a_report_replaces_nothing(folder, capsys, report):
+    (folder / "full").mkdir()
+    (folder / "full/x").write_text("x")
+    before = (folder / "instances.json").read_bytes()
+    arguments = ["instances.json", "--format", "label-tool", "--output", "out"]
+    assert command.main([*arguments, "--report", report]) == 1
+    assert "Remedy" in capsys.readouterr().err
+    assert (folder / "instances.json").read_bytes() == before
+    assert not (folder / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["label-tool", "voc-png"])
+def test_a_full_disk_leaves_nothing(folder, form):
+    arguments = ["instances.json", "--format", form, "--output", "out"]
+    done = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(ROOT / "tools/export.py"), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [p.name for p in folder.iterdir() if "out" in p.name]
