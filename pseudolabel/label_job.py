@@ -1,18 +1,15 @@
-"""The labelling job, one process: every image once, every annotation accounted for."""
+"""Labelling of one image: every annotation becomes a record or a reject with its reason."""
 
-import logging
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import check_image_size, read_image
+from pseudolabel.files import check_image_size, file_hash, read_image
 from pseudolabel.image_paths import image_path
 from pseudolabel.labeler import Labeler
 from pseudolabel.masks import xywh_to_xyxy
 from pseudolabel.store import (
-    BoxFile,
     ImageJob,
     LabelResult,
     box_problem,
@@ -22,47 +19,29 @@ from pseudolabel.store import (
     reject_row,
 )
 
-logger = logging.getLogger(__name__)
-
-
-def label_images(
-    source: BoxFile,
-    image_root: str | Path,
-    labeler: Labeler,
-    on_image: Callable[[int], None] = lambda boxes: None,
-) -> LabelResult:
-    """Labels every box of a file.
-
-    An image that cannot be read rejects its annotations by name; a box that cannot be labelled and
-    a crowd that cannot be drawn are rejected alone. Nothing else is left out.
-
-    Args:
-        source: the boxes.
-        image_root: folder of the images.
-        labeler: what makes the masks.
-        on_image: called after each image with its number of boxes (progress).
-    """
-    result = LabelResult()
-    for job in source.jobs:
-        label_image(job, source.path, image_root, labeler, result)
-        on_image(len(job.boxes) + len(job.crowds))
-    return result
-
 
 def label_image(
-    job: ImageJob, source: Path, image_root: str | Path, labeler: Labeler, result: LabelResult
+    job: ImageJob, source: object, image_root: str | Path, labeler: Labeler, result: LabelResult
 ) -> None:
     """Labels one image and appends its records to `result`.
 
-    The image's `status` is "empty" only where the input has no annotation: one whose annotations
-    were all rejected is "rejected", since it shows objects and must not count as background.
+    An image that cannot be read rejects its annotations by name; a box that cannot be labelled and
+    a crowd that cannot be drawn are rejected alone. The image's `status` is "empty" only where the
+    input has no annotation: one whose annotations were all rejected is "rejected", since it shows
+    objects and must not count as background.
+
+    Args:
+        job: the image with its boxes and crowds.
+        source: the JSON, for error messages.
+        image_root: folder of the images.
+        labeler: what makes the masks.
+        result: where the records go.
     """
     height, width = job.image["height"], job.image["width"]
     before = len(result.annotations)
     try:
-        image = _read_checked(job, source, image_root)
+        image = read_checked(job, source, image_root)
     except DataError as error:
-        logger.warning("%s", error)
         result.images.append({**job.image, "status": "rejected"})
         for annotation in (*job.boxes, *job.crowds):
             result.rejects.append(reject_row(annotation, "image_unreadable", str(error)))
@@ -91,8 +70,19 @@ def label_image(
     result.images.append({**job.image, "status": status})
 
 
-def _read_checked(job: ImageJob, source: Path, image_root: str | Path) -> np.ndarray:
-    name, height, width = (job.image[key] for key in ("file_name", "height", "width"))
-    image = read_image(image_path(job.image, image_root, source))
-    check_image_size(image, name, height, width)
+def read_checked(job: ImageJob, source: object, image_root: str | Path) -> np.ndarray:
+    """The image of a record, uint8 (H, W, 3), if it is the one that its JSON describes.
+
+    Where the record states a `sha256` (hex, of the file), the file must have it.
+
+    Raises:
+        DataError: it is missing, unreadable, of another size, or another file.
+    """
+    name, stated = job.image["file_name"], job.image.get("sha256")
+    path = image_path(job.image, image_root, source)
+    image = read_image(path)
+    if "height" in job.image:
+        check_image_size(image, name, job.image["height"], job.image["width"])
+    if stated is not None and file_hash(path) != stated:
+        raise DataError(name, "is not the file of the JSON's sha256", "restore that file")
     return image

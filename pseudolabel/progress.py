@@ -1,8 +1,9 @@
-"""Progress lines of a batch job: done, rate and remaining time."""
+"""Progress lines of a batch job: done, rate, remaining time and counts."""
 
 import datetime
 import logging
 import time
+from collections.abc import Mapping
 
 
 class Progress:
@@ -13,22 +14,27 @@ class Progress:
         unit: what they are.
         logger: where the lines go.
         period: seconds.
+        done: how many an earlier run has done; they do not count for the rate.
     """
 
-    def __init__(self, total: int, unit: str, logger: logging.Logger, period: float = 5.0):
+    def __init__(
+        self, total: int, unit: str, logger: logging.Logger, period: float = 5.0, done: int = 0
+    ):
         self.total, self.unit, self.logger, self.period = total, unit, logger, period
-        self.done = 0
+        self.done = self._before = done
         self._start = self._last = time.monotonic()
 
-    def update(self, count: int) -> None:
-        """`count` more are done."""
+    def update(self, count: int, counts: Mapping[str, int] | None = None) -> None:
+        """`count` more are done; `counts` is what else the line tells, e.g. images by status."""
         self.done += count
         now = time.monotonic()
         if now - self._last < self.period and self.done < self.total:
             return
         self._last = now
-        rate = self.done / max(now - self._start, 1e-9)
+        rate = (self.done - self._before) / max(now - self._start, 1e-9)
         left = datetime.timedelta(seconds=round((self.total - self.done) / max(rate, 1e-9)))
+        more = "".join(f", {number} {name}" for name, number in (counts or {}).items() if number)
         self.logger.info(
-            "%d of %d %s, %.1f per second, ETA %s", self.done, self.total, self.unit, rate, left
+            "%d of %d %s, %.1f per second, ETA %s%s",
+            *(self.done, self.total, self.unit, rate, left, more),
         )

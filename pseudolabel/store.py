@@ -3,23 +3,24 @@
 Every input annotation is found again, in the output or among the rejects with a reason.
 """
 
-import hashlib
-import json
-import os
-import platform
+from array import array
 from collections import Counter
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pseudolabel.checks import box_problem, image_name, is_box, strict_json
+import numpy as np
+
+from pseudolabel.checks import box_problem, image_name, is_box, is_integer, quote
+from pseudolabel.defects import Defect
 from pseudolabel.errors import DataError
-from pseudolabel.files import atomic_write, file_hash, read_json
+from pseudolabel.job.json_stream import JsonFile, Section
 from pseudolabel.labeler import MaskRecord
 from pseudolabel.masks import decode_segmentation, encode_rle, filled_box_mask, xywh_to_xyxy
 from pseudolabel.validation import iterate_defects, refuse_first
+from pseudolabel.validation_records import Known, Subject, check_annotation, check_images, subjects
 
 VERSIONED = (
     *("masksmith", "detectron2", "torch", "torchvision"),
@@ -27,6 +28,7 @@ VERSIONED = (
 )
 # The quality digits that a JSON keeps; more would be noise between machines.
 DIGITS = 4
+STREAMED = ("images", "annotations")
 # What stops only the annotation or the image that has it, or is no concern of a labeler.
 REJECTED_ALONE = frozenset(
     {
@@ -53,38 +55,132 @@ class ImageJob:
 
 
 class BoxFile:
-    """A COCO or LVIS JSON of boxes, grouped by image and checked.
+    """A COCO or LVIS JSON of boxes, or a COCO results file; checked, and read piece by piece.
 
     A bad box stops only itself: the label job rejects it by name, be it missing, NaN or outside
     its image. Everything that would be copied to the output must be sound, since it cannot be
     written otherwise. LVIS v1 has no `file_name`; the last part of its `coco_url` becomes it.
+    The rows of a results file get the ids 1, 2, ... in the order of the file.
+
+    Memory: about 16 bytes per annotation and 400 per image.
 
     Args:
         path: the JSON. Masks in it are not read, except for crowds.
+        images_json: for a results file, the JSON with images and categories.
+
+    Attributes:
+        head: the top level of the output but for images and annotations, which are None.
+        image_ids: int64 (images,), ascending.
+        annotations_in: number of annotations.
 
     Raises:
         DataError: ids are missing or duplicate, an image or category is unknown, an image has no
-            size or file name, or NaN or infinity stand elsewhere than in a box or a mask.
+            size or file name, NaN or infinity stand elsewhere than in a box or a mask, or a
+            results file has no `images_json` or another file has one.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, images_json: str | Path | None = None):
         self.path = Path(path)
-        self.data = read_json(path)
-        refuse_first(path, iterate_defects(self.data, masks=False), REJECTED_ALONE)
-        self.jobs = self._group()
+        self.images_json = None if images_json is None else Path(images_json)
+        self._boxes = JsonFile(path)
+        self.is_results = self._boxes.rows is not None
+        if self.is_results and images_json is None:
+            raise DataError(
+                path, "is a list of results without images", "name their JSON with --images-json"
+            )
+        if images_json is not None and not self.is_results:
+            raise DataError(
+                path, "has images of its own, and --images-json names others", "leave that out"
+            )
+        self._info = JsonFile(images_json) if self.is_results else self._boxes
+        self._ids = array("q")
+        self.annotations_in = 0
+        refuse_first(path, self._defects(), REJECTED_ALONE)
+        self.head = {k: None if k in STREAMED else v for k, v in self._info.head.items()}
+        self.head.setdefault("annotations", None)
+        self.image_ids = np.sort(np.array(self._ids, dtype=np.int64))
+        del self._ids
 
-    def _group(self) -> list[ImageJob]:
-        # An LVIS image without a file_name gets one, since the output is a COCO file.
-        jobs = {
-            image["id"]: ImageJob({**image, "file_name": image_name(image)})
-            for image in self.data["images"]
-        }
-        for annotation in self.data["annotations"]:
-            job = jobs[annotation["image_id"]]
-            (job.crowds if annotation.get("iscrowd", 0) else job.boxes).append(annotation)
-        for job in jobs.values():
-            job.boxes.sort(key=lambda annotation: annotation["id"])
-        return [jobs[key] for key in sorted(jobs)]
+    def images(self) -> Iterator[dict]:
+        """The images in the order of the file, with a `file_name` in any case."""
+        # An LVIS image without one gets it, since the output is a COCO file.
+        for image in self._info.iterate(self._info.head["images"]):
+            yield {**image, "file_name": image_name(image)}
+
+    def annotations(self) -> Iterator[dict]:
+        """The annotations in the order of the file."""
+        if not self.is_results:
+            yield from self._boxes.iterate(self._boxes.head["annotations"])
+            return
+        for number, row in enumerate(self._boxes.iterate(self._boxes.rows), 1):
+            yield {**row, "id": number} if isinstance(row, dict) else row
+
+    def select(self, image_ids: Iterable[int]) -> list[ImageJob]:
+        """Some of the images with their annotations, in id order; they are held in memory."""
+        wanted = set(image_ids)
+        images = [image for image in self.images() if image["id"] in wanted]
+        return group_by_image(images, (a for a in self.annotations() if a["image_id"] in wanted))
+
+    @property
+    def jobs(self) -> list[ImageJob]:
+        """All images of a small file."""
+        return self.select(self.image_ids.tolist())
+
+    def _defects(self) -> Iterator[Defect]:
+        rest = {k: v for k, v in self._info.head.items() if not isinstance(v, Section)}
+        # The streamed lists are examined below; empty ones stand in for them.
+        lists = {k: [] for k, v in self._info.head.items() if isinstance(v, Section)}
+        if self.is_results:
+            lists["annotations"] = []
+        yield from iterate_defects({**rest, **lists})
+        if not {"images", "annotations"} <= lists.keys():
+            return
+        known = Known(categories=_ids_of(rest.get("categories")))
+        images = self._info.iterate(self._info.head["images"])
+        yield from check_images(images, known, need_size=True)
+        for key in filter(is_integer, known.sizes):
+            self._ids.append(_int64(self.path, "image", key))
+        yield from self._annotation_defects(known)
+
+    def _annotation_defects(self, known: Known) -> Iterator[Defect]:
+        ids = array("q")
+        for subject, wrong in subjects("annotations", self.annotations()):
+            yield from wrong
+            if wrong:
+                continue
+            self.annotations_in += 1
+            yield from check_annotation(subject, known, ())
+            if is_integer(subject.entry.get("id")):
+                ids.append(_int64(self.path, "annotation", subject.entry["id"]))
+        ordered = np.sort(np.array(ids, dtype=np.int64))
+        del ids
+        for key in np.unique(ordered[1:][ordered[1:] == ordered[:-1]]).tolist():
+            yield Subject("annotations", -1, {"id": key}).defect(
+                "duplicate_annotation_id", f"id {key} occurs twice", "id"
+            )
+
+
+def _ids_of(categories: object) -> set:
+    entries = categories if isinstance(categories, list) else []
+    found = [entry.get("id") for entry in entries if isinstance(entry, dict)]
+    return {key for key in found if isinstance(key, str | int)}
+
+
+def _int64(path: Path, kind: str, key: int) -> int:
+    if abs(key) >= 2**63:
+        raise DataError(path, "the id does not fit 64 bits", "number anew", f"{kind} {quote(key)}")
+    return key
+
+
+def group_by_image(images: Iterable[dict], annotations: Iterable[dict]) -> list[ImageJob]:
+    """Images in id order with their annotations, boxes in id order, crowds in given order."""
+    jobs = {image["id"]: ImageJob(image) for image in images}
+    for annotation in annotations:
+        job = jobs[annotation["image_id"]]
+        (job.crowds if annotation.get("iscrowd", 0) else job.boxes).append(annotation)
+    for job in jobs.values():
+        job.boxes.sort(key=lambda annotation: annotation["id"])
+    return [jobs[key] for key in sorted(jobs)]
 
 
 def labelled_annotation(annotation: dict, record: MaskRecord) -> dict[str, Any]:
@@ -179,73 +275,14 @@ def output_paths(path: str | Path) -> tuple[Path, Path, Path]:
     return path, path.with_suffix(".rejects.jsonl"), path.with_suffix(".manifest.json")
 
 
-def write_label_file(
-    path: str | Path, source: BoxFile, result: LabelResult, labeler: dict, extra: dict | None = None
-) -> dict[str, Any]:
-    """Writes rejects, labels and manifest: a full disk changes none of the three.
-
-    All three are complete on disk before the first of them replaces its predecessor. The manifest
-    goes last and holds the hashes of the other two, so that files which a kill has left from two
-    different runs do not match it.
-
-    Returns:
-        The manifest.
-
-    Raises:
-        DataError: labels and rejects do not add up to the input; nothing is written then.
-        OSError: the files cannot be written; what was there before stays.
-    """
-    path, rejects_path, manifest_path = output_paths(path)
-    _check_accounts(path, source, result)
-    labels = {
-        **source.data,
-        "images": sorted(result.images, key=lambda image: image["id"]),
-        "annotations": sorted(result.annotations, key=lambda annotation: annotation["id"]),
-    }
-    text = strict_json(labels) + "\n"
-    rejects = "".join(json.dumps(row, allow_nan=False) + "\n" for row in result.rejects)
-    manifest = {
-        "input": source.path.name,
-        "input_sha256": file_hash(source.path),
-        "output": path.name,
-        "output_sha256": hashlib.sha256(text.encode()).hexdigest(),
-        "rejects_sha256": hashlib.sha256(rejects.encode()).hexdigest(),
-        "annotations_in": len(source.data["annotations"]),
-        "counts": result.counts(),
-        "labeler": labeler,
-        "versions": {name: _version(name) for name in VERSIONED},
-        "python": platform.python_version(),
-        **(extra or {}),
-    }
-    _write_in_order(
-        (rejects_path, rejects),
-        (path, text),
-        (manifest_path, json.dumps(manifest, indent=1, allow_nan=False) + "\n"),
-    )
-    return manifest
+def installed_versions() -> dict[str, str | None]:
+    """Versions of the distributions that a label can depend on."""
+    return {name: version_of(name) for name in VERSIONED}
 
 
-def _check_accounts(path: Path, source: BoxFile, result: LabelResult) -> None:
-    accounted = Counter(a["id"] for a in (*result.annotations, *result.rejects))
-    expected = Counter(a["id"] for a in source.data["annotations"])
-    if accounted != expected:
-        wrong = sorted((accounted - expected) | (expected - accounted))[:5]
-        raise DataError(path, f"annotations {wrong} are not accounted for", "report this bug")
-
-
-def _version(name: str) -> str | None:
+def version_of(name: str) -> str | None:
     """Of an installed distribution; None where e.g. upstream is on the path but not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _write_in_order(*texts: tuple[Path, str]) -> None:
-    with ExitStack() as stack:
-        # The stack is left last in, first out.
-        for path, text in reversed(texts):
-            file = stack.enter_context(atomic_write(path))
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())

@@ -1,50 +1,71 @@
 #!/usr/bin/env python3
-"""Turns a COCO boxes JSON and its images into a pseudo-label file.
+"""Turns boxes and images into a pseudo-label file; repeated, it goes on where it was stopped.
 
     tools/label.py --boxes boxes.json --images DIR --output labels.json --labeler mal \\
         --config-file output/mal/config.yaml --weights output/mal/model_final.pth
     tools/label.py --boxes boxes.json --images DIR --output ellipse.json --labeler ellipse
+    tools/label.py --boxes detections.json --images-json images.json --images DIR ...  # results
+    tools/label.py --images DIR ...                      # a labeler that finds its own boxes
 
-Labelers: mal, filled_box, ellipse, grabcut. Beside the output stand its manifest and its rejects.
+Labelers: mal, filled_box, ellipse, grabcut. Beside the output stand its manifest, its rejects and,
+until it is finished, the folder OUTPUT.job. docs/labelling.md tells the rest.
 """
 
 import argparse
+import functools
+import importlib
 import logging
+import os
+import signal
 import sys
-import time
+from pathlib import Path
 
-from detectron2.utils.logger import setup_logger
-
-import mal.labeler  # noqa: F401  (registers the labeler "mal")
 import pseudolabel.yardsticks  # noqa: F401  (registers filled_box, ellipse, grabcut)
 from pseudolabel.errors import DataError
 from pseudolabel.files import refuse_overwrite
-from pseudolabel.label_job import label_images
+from pseudolabel.job.dry_run import calibrate, describe_cost
+from pseudolabel.job.found import require_finder
+from pseudolabel.job.inputs import JobInput
+from pseudolabel.job.run import JobOptions, run_job
+from pseudolabel.job.shares import parse_share
 from pseudolabel.labeler import LABELERS, Labeler
-from pseudolabel.loader import seed_everything
-from pseudolabel.progress import Progress
-from pseudolabel.store import BoxFile, output_paths, write_label_file
+from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.label")
+# Their import takes seconds, which a yardstick should not cost.
+ON_DEMAND = {"mal": "mal.labeler"}
+STOPPED = 130
+LINE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--boxes", required=True, help="COCO or LVIS JSON; masks in it are unused")
-    parser.add_argument("--images", required=True, help="folder of the images")
-    parser.add_argument("--output", required=True, help="pseudo-label JSON to write")
-    parser.add_argument("--labeler", required=True, help="mal, filled_box, ellipse or grabcut")
-    parser.add_argument("--config-file", default="", help="mal: YAML of the training run")
-    parser.add_argument("--weights", default="", help="mal: checkpoint of the training run")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="mal: KEY VALUE config overrides")
+    add = parser.add_argument
+    add("--boxes", default="", help="COCO or LVIS JSON (masks in it are unused) or COCO results")
+    add("--images-json", default="", help="images and categories of results, or of bare images")
+    add("--images", required=True, help="folder of the images")
+    add("--output", required=True, help="pseudo-label JSON to write")
+    add("--labeler", required=True, help="mal, filled_box, ellipse or grabcut")
+    add("--config-file", default="", help="mal: YAML of the training run")
+    add("--weights", default="", help="mal: checkpoint of the training run")
+    add("--seed", type=int, default=0)
+    add("--workers", type=int, default=1, help="processes on this machine, one thread each")
+    add("--shard", default="", help="I/N, or env: this task's part of the shards")
+    add("--shard-boxes", type=int, default=None, help="boxes per shard (about 15000)")
+    add("--restart", action="store_true", help="throw an unfinished job away and begin anew")
+    add("--keep-job", action="store_true", help="keep OUTPUT.job after the merge")
+    add("--dry-run", action="store_true", help="label 200 boxes, print the cost, write nothing")
+    add("--scale-to", type=int, default=None, help="dry run: extrapolate to so many boxes")
+    add("opts", nargs=argparse.REMAINDER, help="mal: KEY VALUE config overrides")
     return parser.parse_args(argv)
 
 
 def build_labeler(args: argparse.Namespace) -> Labeler:
     """The labeler that the command line names; options that it does not have are refused."""
+    if args.labeler in ON_DEMAND:
+        importlib.import_module(ON_DEMAND[args.labeler])
     if args.labeler not in LABELERS:
         raise DataError("--labeler", f"unknown name {args.labeler!r}", "see --help")
     options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
@@ -58,30 +79,72 @@ def build_labeler(args: argparse.Namespace) -> Labeler:
     return LABELERS.get(args.labeler)()
 
 
+def run(args: argparse.Namespace) -> int:
+    """The job of a command line. Returns 0.
+
+    Raises:
+        DataError: bad input, or no image could be used; labels and rejects are written even so.
+    """
+    options = JobOptions(
+        images=Path(args.images),
+        output=Path(args.output),
+        workers=args.workers,
+        shard=parse_share(args.shard, os.environ),
+        shard_boxes=args.shard_boxes,
+        seed=args.seed,
+        restart=args.restart,
+        keep_job=args.keep_job,
+    )
+    options.check()
+    for source in filter(None, (args.boxes, args.images_json)):
+        refuse_overwrite(source, *output_paths(args.output))
+    labeler = build_labeler(args)
+    if not args.boxes:
+        require_finder(labeler)
+    given = JobInput(
+        options.images,
+        Path(args.boxes) if args.boxes else None,
+        Path(args.images_json) if args.images_json else None,
+        tuple(getattr(labeler, "categories", ())),
+    )
+    if args.dry_run:
+        source = given.open()
+        cost = calibrate(source, labeler, options.images, args.seed)
+        print(describe_cost(cost, source, args.shard_boxes, args.workers, args.scale_to))
+        return 0
+    manifest = run_job(given, labeler, functools.partial(build_labeler, args), options)
+    if manifest is None:
+        return 0
+    counts, images = manifest["counts"], manifest["job"]["images"]
+    logger.info("%s: %d boxes in, %s", args.output, manifest["annotations_in"], counts)
+    rejected, where = counts["images"].get("rejected", 0), output_paths(args.output)[1]
+    if images and rejected == images:
+        problem = "every image was rejected; the labels hold no mask"
+        raise DataError(args.images, problem, f"check the folder, and see {where}")
+    if rejected:
+        logger.warning("%d of %d images were rejected; %s says why", rejected, images, where)
+    return 0
+
+
 def main(args: argparse.Namespace) -> int:
-    """Labels, writes, and prints the accounts. Returns 0; 1 with one clear error line."""
-    for name in ("masksmith", "mal", "pseudolabel"):
-        setup_logger(name=name)
-    seed_everything(args.seed)
+    """Runs the job. Returns 0; 1 with one clear error line; 130 when stopped, and how to go on."""
+    line = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+    logging.basicConfig(
+        stream=sys.stdout, level=logging.INFO, format=line, datefmt="%m/%d %H:%M:%S"
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        refuse_overwrite(args.boxes, *output_paths(args.output))
-        labeler = build_labeler(args)
-        source = BoxFile(args.boxes)
-        started = time.perf_counter()
-        progress = Progress(len(source.data["annotations"]), "boxes", logger)
-        result = label_images(source, args.images, labeler, progress.update)
-        extra = {"seed": args.seed, "seconds": round(time.perf_counter() - started, 1)}
-        manifest = write_label_file(args.output, source, result, labeler.describe(), extra)
+        return run(args)
+    except KeyboardInterrupt:
+        logger.warning("stopped; nothing is lost. Repeat the same command to go on.")
+        return STOPPED
     except DataError as error:
         logger.error("%s", error)
-        return 1
     except OSError as error:
-        # A failing write does not know its file; the output is the only one written.
+        # A failing write does not always know its file.
         where, problem = error.filename or args.output, error.strerror or error
         logger.error("%s: %s. Remedy: check disk space and rights, then repeat.", where, problem)
-        return 1
-    logger.info("%s: %d boxes in, %s", args.output, manifest["annotations_in"], manifest["counts"])
-    return 0
+    return 1
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from PIL import Image
 
 import pseudolabel.yardsticks  # noqa: F401  (registers the labelers)
 from pseudolabel.errors import DataError
-from pseudolabel.label_job import label_images
+from pseudolabel.job.inputs import JobInput
+from pseudolabel.job.run import JobOptions, run_job
 from pseudolabel.labeler import LABELERS
 from pseudolabel.masks import decode_segmentation
-from pseudolabel.store import BoxFile, LabelResult, write_label_file
+from pseudolabel.store import BoxFile
 
 WIDTH, HEIGHT = 40, 30
+IMAGE = {"id": 1, "file_name": "1.png", "width": WIDTH, "height": HEIGHT, "status": "labelled"}
 
 
 def box(key, bbox, image=1, **more):
@@ -39,10 +41,9 @@ def write_boxes(folder, annotations, images=(1,), **more):
 
 
 def run(folder, path, name="ellipse"):
-    source = BoxFile(path)
     labeler = LABELERS.get(name)()
-    result = label_images(source, folder, labeler)
-    manifest = write_label_file(folder / "labels.json", source, result, labeler.describe())
+    options = JobOptions(images=folder, output=folder / "labels.json")
+    manifest = run_job(JobInput(folder, path), labeler, LABELERS.get(name), options)
     rejects = (folder / "labels.rejects.jsonl").read_text().splitlines()
     labels = json.loads((folder / "labels.json").read_text())
     return labels, [json.loads(line) for line in rejects], manifest
@@ -252,6 +253,7 @@ def test_manifest_is_last_and_proves_labels_and_rejects(tmp_path, monkeypatch):
     path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, None)])
     monkeypatch.setattr(os, "replace", spy)
     _, _, manifest = run(tmp_path, path)
+    order = [name for name in order if name.startswith("labels")]
     assert order == ["labels.rejects.jsonl", "labels.json", "labels.manifest.json"]
     for key, name in (("output", "labels.json"), ("rejects", "labels.rejects.jsonl")):
         digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
@@ -267,10 +269,11 @@ def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
     assert manifest["versions"] == {"masksmith-no-such-distribution": None}
 
 
-def test_nothing_is_written_when_the_accounts_do_not_add_up(tmp_path):
-    source = BoxFile(write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, [1, 1, 5, 5])]))
-    with pytest.raises(DataError, match=r"\[1, 2\] are not accounted for"):
-        write_label_file(tmp_path / "labels.json", source, LabelResult(), {})
+def test_nothing_is_written_when_the_accounts_do_not_add_up(tmp_path, monkeypatch):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, [1, 1, 5, 5])])
+    monkeypatch.setattr("pseudolabel.job.shard.label_image", lambda *_: _[-1].images.append(IMAGE))
+    with pytest.raises(DataError, match=r"\[1, 2\] not accounted for"):
+        run(tmp_path, path)
     assert not (tmp_path / "labels.json").exists()
 
 

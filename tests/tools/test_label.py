@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,15 @@ def run(folder, *arguments, output="labels.json", start=()):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
+def load_command():
+    spec = importlib.util.spec_from_file_location("label_command", ROOT / "tools/label.py")
+    command = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command)
+    return command
+
+
 def state(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def assert_refused(done, message):
@@ -81,9 +89,7 @@ MAL = ("--labeler", "mal", "--weights", "x.pth", "--config-file")
 )
 def test_one_clear_error_for_bad_options(arguments, message, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    spec = importlib.util.spec_from_file_location("label_command", ROOT / "tools/label.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
+    command = load_command()
     given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json", *arguments]
     with pytest.raises(DataError, match=message) as error:
         command.build_labeler(command.parse_args(given))
@@ -108,11 +114,85 @@ def test_manifest_and_rejects_are_outputs_too():
     assert names == ["labels.json", "labels.rejects.jsonl", "labels.manifest.json"]
 
 
-@pytest.mark.parametrize("limit", [600, 1300])  # the manifest does not fit; the labels do not fit
-def test_full_disk_changes_none_of_the_three_files(limit, folder):
+# The input of a shard does not fit; the labels do not.
+@pytest.mark.parametrize("limit", [100, 1300])
+def test_full_disk_changes_none_of_the_three_files_and_costs_no_work(limit, folder):
     for path in output_paths(folder / "labels.json"):
         path.write_text("old")
     before = state(folder)
     done = run(folder, "--labeler", "ellipse", start=("-c", SMALL_DISK.format(limit)))
-    assert_refused(done, "labels.json: File too large")
+    assert_refused(done, "File too large")
     assert state(folder) == before
+    if limit == 1300:
+        return
+    assert run(folder, "--labeler", "ellipse").returncode == 0
+    assert len(json.loads((folder / "labels.json").read_text())["annotations"]) == 8
+    assert not (folder / "labels.json.job").exists()
+
+
+def test_wrong_image_folder_does_not_pass_for_success(folder):
+    (folder / "empty").mkdir()
+    done = run(folder, "--labeler", "ellipse", "--images", "empty")
+    assert_refused(done, "every image was rejected")
+    rejects = (folder / "labels.rejects.jsonl").read_text().splitlines()
+    assert len(rejects) == 8
+    assert all("does not exist" in line for line in rejects)
+
+
+def test_several_processes_give_the_bytes_of_one(folder):
+    """By the command line, with workers that build their own labeler."""
+    assert run(folder, "--labeler", "ellipse").returncode == 0
+    before = state(folder)["labels.json"]
+    done = run(folder, "--labeler", "ellipse", "--workers", "2", "--shard-boxes", "2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state(folder)["labels.json"] == before
+
+
+@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_by_hand_it_says_how_to_go_on(name, folder):
+    start = (
+        "-c",
+        "import os, runpy, signal, sys, pseudolabel.job.run as run; sys.argv = sys.argv[1:]; "
+        f"run.merge = lambda *_: os.kill(os.getpid(), {int(name)}); "
+        "runpy.run_path(sys.argv[0], run_name='__main__')",
+    )
+    done = run(folder, "--labeler", "ellipse", start=start)
+    assert done.returncode == 130, done.stdout + done.stderr
+    assert "Repeat the same command" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert not (folder / "labels.json").exists()
+    assert (folder / "labels.json.job/receipts/000000.json").is_file()
+    done = run(folder, "--labeler", "ellipse")
+    assert (done.returncode, "going on, 1 of 1 shards" in done.stdout) == (0, True)
+
+
+def test_dry_run_prints_the_cost_and_writes_nothing(folder):
+    before = state(folder)
+    done = run(folder, "--labeler", "ellipse", "--dry-run", "--scale-to", "100000000")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in ("EXTRAPOLATED to 100,000,000 from 8", "core-hours", "bottleneck", "disk: labels"):
+        assert words in done.stdout
+    assert state(folder) == before
+    assert not (folder / "labels.json.job").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--workers", "0"), "--workers: 0 is none"),
+        (("--shard", "2/2"), "'2/2' is no share"),
+        (("--shard", "env"), "neither SLURM_ARRAY_TASK_ID nor RANK"),
+        (("--shard", "0/2", "--restart"), "each task would undo the others"),
+        (("--images-json", "instances.json"), "has images of its own"),
+        (("--boxes", ""), "needs boxes and finds none itself"),
+    ],
+)
+def test_options_that_cannot_be_meant(arguments, message, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    before = state(folder)
+    command = load_command()
+    given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json"]
+    with pytest.raises(DataError, match=message):
+        command.run(command.parse_args([*given, "--labeler", "ellipse", *arguments]))
+    assert state(folder) == before
+    assert not (folder / "labels.json.job").exists()

@@ -1,0 +1,180 @@
+"""Images without boxes: a labeler finds its own instances, and the image is the unit of account."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pseudolabel.errors import DataError
+from pseudolabel.job.json_stream import JsonFile, Section
+from pseudolabel.label_job import read_checked
+from pseudolabel.labeler import MaskRecord
+from pseudolabel.store import (
+    REJECTED_ALONE,
+    ImageJob,
+    LabelResult,
+    image_name,
+    labelled_annotation,
+)
+from pseudolabel.validation import iterate_defects, refuse_first
+from pseudolabel.validation_records import Known, check_images
+
+SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+
+
+@dataclass(frozen=True)
+class FoundInstance:
+    """An instance that a labeler has found by itself.
+
+    Attributes:
+        box: (4,) XYXY, absolute pixels.
+        category_id: one of the labeler's, or of the images JSON.
+        score: class confidence, [0, 1].
+        record: its mask.
+    """
+
+    box: tuple[float, float, float, float]
+    category_id: int
+    score: float
+    record: MaskRecord
+
+
+class Finder(Protocol):
+    """A labeler that needs no boxes.
+
+    Attributes:
+        categories: COCO categories of what it finds.
+    """
+
+    name: str
+    categories: list[dict[str, Any]]
+
+    def label(self, image: np.ndarray, boxes: None = None) -> list[FoundInstance]:
+        """The instances on the uint8 RGB image (H, W, 3), in an order of its own, always the same.
+
+        A labeler may have both meanings of `label`; with boxes it is a `labeler.Labeler`.
+        """
+        ...
+
+    def describe(self) -> dict[str, Any]: ...
+
+
+def require_finder(labeler: Any) -> None:
+    """Stops a labeler that cannot do without boxes.
+
+    Raises:
+        DataError: it has no `categories`.
+    """
+    if not isinstance(getattr(labeler, "categories", None), list):
+        raise DataError(
+            f"--labeler {labeler.name}", "needs boxes and finds none itself", "give --boxes"
+        )
+
+
+class ImageSource:
+    """Images to be labelled without boxes: of a folder, or of a JSON.
+
+    Args:
+        image_root: the folder; without `images_json` every image file in it and below is taken, in
+            the order of names, with the ids 1, 2, ...
+        categories: of the labeler; those of `images_json` count first.
+        images_json: a JSON with `images`; its annotations are not read.
+
+    Raises:
+        DataError: the folder is missing or has no image, or the JSON is not sound.
+    """
+
+    annotations_in = 0
+
+    def __init__(
+        self,
+        image_root: str | Path,
+        categories: list[dict[str, Any]],
+        images_json: str | Path | None = None,
+    ):
+        self.root, self._file = Path(image_root), None
+        self.head: dict[str, Any] = {"images": None, "annotations": None, "categories": categories}
+        if images_json is None:
+            self.names = self._list_folder()
+            self.image_ids = np.arange(1, len(self.names) + 1, dtype=np.int64)
+            return
+        self._file = JsonFile(images_json)
+        head = self._file.head
+        lists = {key: [] for key, value in head.items() if isinstance(value, Section)}
+        known = Known()
+        refuse_first(images_json, self._defects({**head, **lists}, known), REJECTED_ALONE)
+        self.image_ids = np.array(sorted(known.sizes), dtype=np.int64)
+        kept = {key: None if isinstance(v, Section) else v for key, v in head.items()}
+        self.head = {**self.head, **kept, "categories": kept.get("categories") or categories}
+
+    def _list_folder(self) -> list[str]:
+        if not self.root.is_dir():
+            raise DataError(self.root, "is no folder", "name the folder of the images")
+        files = (p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        names = sorted(path.relative_to(self.root).as_posix() for path in files)
+        if not names:
+            raise DataError(self.root, "holds no image", "name the folder of the images")
+        return names
+
+    def _defects(self, data: dict, known: Known) -> Iterator:
+        yield from iterate_defects({"categories": [], **data, "annotations": []})
+        if isinstance(self._file.head.get("images"), Section):
+            rows = self._file.iterate(self._file.head["images"])
+            yield from check_images(rows, known, need_size=False)
+
+    def images(self) -> Iterator[dict]:
+        """The images; without height and width where no JSON states them."""
+        if self._file is None:
+            for key, name in enumerate(self.names, 1):
+                yield {"id": key, "file_name": name}
+            return
+        for image in self._file.iterate(self._file.head["images"]):
+            yield {**image, "file_name": image_name(image)}
+
+    def annotations(self) -> Iterator[dict]:
+        """None."""
+        return iter(())
+
+    def list_sha256(self) -> str:
+        """Hash of the names in a folder."""
+        return hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape")).hexdigest()
+
+
+def find_in_image(
+    job: ImageJob, source: object, image_root: str | Path, labeler: Finder, result: LabelResult
+) -> None:
+    """Labels one image by a labeler that finds its own boxes, and appends to `result`.
+
+    The image is "labelled", "empty" (nothing found) or "rejected" (not readable; then it is one
+    line of the rejects, with a null annotation id). The annotations get their ids at the merge.
+    """
+    try:
+        image = read_checked(job, source, image_root)
+    except DataError as error:
+        result.images.append({**job.image, "status": "rejected"})
+        result.rejects.append(
+            {
+                "id": None,
+                "image_id": job.image["id"],
+                "file_name": job.image["file_name"],
+                "reason": "image_unreadable",
+                "detail": str(error),
+            }
+        )
+        return
+    found = labeler.label(image, None)
+    for instance in found:
+        x0, y0, x1, y1 = map(float, instance.box)
+        row = {
+            "image_id": job.image["id"],
+            "category_id": instance.category_id,
+            "bbox": [x0, y0, x1 - x0, y1 - y0],
+            "score": instance.score,
+        }
+        result.annotations.append(labelled_annotation(row, instance.record))
+    size = {"height": image.shape[0], "width": image.shape[1]}
+    status = "labelled" if found else "empty"
+    result.images.append({**job.image, **size, "status": status})

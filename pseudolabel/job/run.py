@@ -1,0 +1,199 @@
+"""A whole labelling job, from input files to label file; repeated, it goes on where it stopped."""
+
+import logging
+import shutil
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pseudolabel.errors import DataError
+from pseudolabel.files import file_hash
+from pseudolabel.job.durable import read_record
+from pseudolabel.job.inputs import JobInput
+from pseudolabel.job.lease import acquire, holder
+from pseudolabel.job.merge import checked_receipts, merge
+from pseudolabel.job.plan import (
+    FOLDERS,
+    Plan,
+    default_shard_boxes,
+    load_plan,
+    make_identity,
+    make_plan,
+    refuse_other,
+)
+from pseudolabel.job.processes import BuildLabeler, run_here, run_processes
+from pseudolabel.job.receipt import drop_unproven
+from pseudolabel.labeler import Labeler
+from pseudolabel.store import output_paths
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is run; no label depends on it.
+
+    Attributes:
+        images: folder of the images.
+        output: the label JSON.
+        workers: local processes.
+        shard: (i, n): label only every n-th shard from the i-th, in claiming order, and do not
+            merge unless all the others are done.
+        shard_boxes: boxes per shard; None takes the default for the input.
+        seed: of the generators of Python, numpy and torch.
+        restart: throw an unfinished job away.
+        keep_job: leave the folder of the job behind.
+    """
+
+    images: Path
+    output: Path
+    workers: int = 1
+    shard: tuple[int, int] | None = None
+    shard_boxes: int | None = None
+    seed: int = 0
+    restart: bool = False
+    keep_job: bool = False
+
+    def check(self) -> None:
+        """Refuses numbers that make no sense.
+
+        Raises:
+            DataError: naming the option.
+        """
+        for name, value in (("workers", self.workers), ("shard-boxes", self.shard_boxes)):
+            if value is not None and value < 1:
+                raise DataError(f"--{name}", f"{value} is none", "give 1 or more")
+        if self.restart and self.shard is not None:
+            raise DataError("--restart", "each task would undo the others", "remove the job first")
+
+    @property
+    def job(self) -> Path:
+        """The folder of the job, beside the output."""
+        return self.output.with_name(f"{self.output.name}.job")
+
+
+def run_job(
+    given: JobInput, labeler: Labeler, build: BuildLabeler, options: JobOptions
+) -> dict[str, Any] | None:
+    """Plans, labels and merges, or goes on with what an earlier run has left.
+
+    Args:
+        given: the input files.
+        labeler: for this process, and for the hashes of the plan.
+        build: makes an equal labeler in a worker process.
+        options: how.
+
+    Returns:
+        The manifest; None where other processes have shards still to label (`options.shard`).
+
+    Raises:
+        DataError: bad input, an unfinished job of another command, or a job that does not add up.
+    """
+    job = options.job
+    if options.restart and job.exists():
+        remove_job(job)
+    plan = prepare(given, labeler, options)
+    done = {receipt.shard for receipt in drop_unproven(plan, job)}
+    mine = plan.claiming_order()
+    if options.shard is not None:
+        mine = mine[options.shard[0] :: options.shard[1]]
+    finished = [row for row in plan.rows if row.shard in done]
+    rows = [row for row in mine if row.shard not in done]
+    if finished:
+        logger.info("%s: going on, %d of %d shards done", job, len(finished), len(plan.rows))
+    if rows and options.workers > 1:
+        run_processes(plan, rows, finished, build, job, options.images, options.workers)
+    elif rows:
+        run_here(plan, rows, finished, labeler, job, options.images)
+    if options.shard is not None and job.exists() and not _all_done(plan, job):
+        logger.info("shard %d/%d is done; others are not yet, so nothing is merged", *options.shard)
+        return None
+    return merge_once(plan, options)
+
+
+def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
+    """The plan of a job: a new one, or the one that lies there, if it is for the same labels.
+
+    Raises:
+        DataError: it is for other labels, naming what differs.
+    """
+    job, files, description = options.job, given.identity(), labeler.describe()
+    if load_plan(job) is None:
+        # Bad input leaves no folder behind.
+        source = given.open()
+        size = options.shard_boxes or default_shard_boxes(source)
+        for name in FOLDERS:
+            (job / name).mkdir(parents=True, exist_ok=True)
+    while (plan := load_plan(job)) is None:
+        lease = acquire(job / "leases" / "plan")
+        if lease is None:
+            time.sleep(POLL_SECONDS)
+            continue
+        with lease:
+            if load_plan(job) is None:
+                make_plan(source, job, make_identity(files, description, options.seed, size))
+    size = options.shard_boxes or plan.identity["shard_boxes"]
+    refuse_other(job, plan.identity, make_identity(files, description, options.seed, size))
+    return plan
+
+
+def merge_once(plan: Plan, options: JobOptions) -> dict[str, Any]:
+    """Merges, unless another process does it: then waits for that.
+
+    Raises:
+        DataError: see `merge`, or the job has vanished without a label file.
+    """
+    job, waited = options.job, False
+    while (job / "plan.json").exists():
+        try:
+            lease = acquire(job / "leases" / "merge")
+        except FileNotFoundError:
+            break
+        if lease is None:
+            if not waited:
+                logger.info("%s merges", holder(job / "leases" / "merge"))
+            waited = True
+            time.sleep(POLL_SECONDS)
+            continue
+        with lease:
+            if not (job / "plan.json").exists():
+                break
+            manifest = merge(plan, job, options.output)
+            if not options.keep_job:
+                remove_job(job)
+            return manifest
+    manifest = finished_manifest(plan, options.output)
+    if manifest is None:
+        raise DataError(job, "has been removed by another process", "repeat the command")
+    return manifest
+
+
+def finished_manifest(plan: Plan, output: Path) -> dict[str, Any] | None:
+    """The manifest beside an output that was merged from this plan, else None."""
+    labels, rejects, manifest_path = output_paths(output)
+    manifest = read_record(manifest_path) or {}
+    if manifest.get("job", {}).get("plan_sha256") != plan.sha256():
+        return None
+    for path, key in ((labels, "output_sha256"), (rejects, "rejects_sha256")):
+        if not path.is_file() or file_hash(path) != manifest.get(key):
+            return None
+    return manifest
+
+
+def remove_job(job: Path) -> None:
+    """Takes the folder out of sight at once, then deletes it."""
+    aside = job.with_name(f".{job.name}.{uuid.uuid4().hex}")
+    job.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _all_done(plan: Plan, job: Path) -> bool:
+    try:
+        checked_receipts(plan, job)
+    except DataError:
+        return False
+    return True
