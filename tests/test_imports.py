@@ -54,8 +54,10 @@ PLAIN = {
     "views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors files "
     "image_cache image_paths label_job labeler loader mask_iou masks progress "
-    "repair repair_actions store validation validation_images validation_masks "
-    "validation_records validation_report weights yardsticks",
+    "repair repair_actions report.build report.charts report.drawing report.experiment "
+    "report.label_file report.markup report.overlays report.queue report.sections "
+    "report.statistics report.thresholds report.training store validation validation_images "
+    "validation_masks validation_records validation_report weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
