@@ -27,7 +27,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", required=True, help="JSON or folder to write")
     parser.add_argument("--report", metavar="OUT.json", help="the accounts as JSON to write")
     parser.add_argument("--max", type=int, default=100, help="lines to print (100)")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.max < 0:
+        parser.error("--max: at least 0")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

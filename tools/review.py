@@ -41,6 +41,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--partial leaves absent records alone, --deletions deletes them")
     if not 0 < args.same_iou <= 1:
         parser.error("--same-iou: above 0, at most 1")
+    if args.max < 0:
+        parser.error("--max: at least 0")
     return args
 
 

@@ -1,5 +1,7 @@
 """Outlines: four independent ways to fill them give back the mask, for every mask."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -158,16 +160,20 @@ def test_polygons_of_people_and_codes_of_another_size():
         segmentation_to_rings(encode_rle(expected), 8, 7)
 
 
-def test_real_masks(data_dir):
-    """COCO's own polygons and crowds, outlined anew: the same pixels."""
-    import json
-
-    path = data_dir / "coco_dev" / "annotations" / "instances_val.json"
-    data = json.loads(path.read_text())
+@pytest.mark.parametrize(
+    ("file", "step"),
+    [
+        ("coco_dev/annotations/instances_val.json", 6),  # polygons, several parts, crowds
+        ("lvis_dev/annotations/lvis_v0.5_val_subset.json", 12),
+        ("dsb2018_dev/annotations/instances_val.json", 12),  # run lengths of nuclei
+    ],
+)
+def test_real_masks(data_dir, file, step):
+    """Human masks, outlined anew: the same pixels."""
+    data = json.loads((data_dir / file).read_text())
     sizes = {image["id"]: (image["height"], image["width"]) for image in data["images"]}
-    annotations = data["annotations"][::6]
-    assert any(len(a["segmentation"]) > 1 for a in annotations)
-    for annotation in annotations:
+    assert len(data["annotations"]) > 600
+    for annotation in data["annotations"][::step]:
         size = sizes[annotation["image_id"]]
         mask = decode_segmentation(annotation["segmentation"], *size)
         again = by_coco(segmentation_to_rings(annotation["segmentation"], *size), size)

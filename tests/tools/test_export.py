@@ -72,6 +72,14 @@ def test_lines_are_bounded_and_the_report_is_not(folder, capsys):
     ]
 
 
+@pytest.mark.parametrize("options", [("--max", "-1"), ("--format", "coco"), ("--no-such-option",)])
+def test_wrong_usage(folder, options):
+    with pytest.raises(SystemExit) as error:
+        command.main(["instances.json", "--format", "voc-png", "--output", "out", *options])
+    assert error.value.code == 2
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("report", ["instances.json", "out", "full"])
 def test_a_report_replaces_nothing(folder, capsys, report):
     (folder / "full").mkdir()

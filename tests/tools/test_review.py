@@ -111,6 +111,7 @@ def test_an_output_that_exists_stays(folder, capsys):
         ("--partial", "--queue", "queue.json"),
         ("--same-iou", "0"),
         ("--same-iou", "nan"),
+        ("--max", "-1"),
         ("--no-such-option",),
     ],
 )
