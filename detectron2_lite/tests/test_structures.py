@@ -276,6 +276,9 @@ TRIANGLE = [1.0, 1, 6, 1, 1, 6]
 def test_polygon_masks() -> None:
     masks = PolygonMasks([[TRIANGLE], [TRIANGLE, np.array(TRIANGLE) + 3], []])
     assert masks.area().tolist() == [12.5, 25, 0]
+    # Areas of large images pass the 2**24 that float32 counts exactly.
+    large = PolygonMasks([[[0, 0, 4097, 0, 4097, 4097, 0, 4097]]]).area()
+    assert (large.dtype, large.item()) == (torch.float64, 4097**2)
     assert masks.nonempty().tolist() == [True, True, False]
     assert masks.get_bounding_boxes().tensor.tolist() == [[1, 1, 6, 6], [1, 1, 9, 9], [0] * 4]
     assert masks.polygons[0][0].dtype == np.float64

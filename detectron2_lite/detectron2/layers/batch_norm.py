@@ -49,10 +49,17 @@ class FrozenBatchNorm2d(nn.Module):
         shift = self.bias - self.running_mean * scale
         return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
+    ) -> None:
         # A trained batch norm counts its batches; here nobody does.
         state_dict.pop(prefix + "num_batches_tracked", None)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        if (local_metadata.get("version") or 1) < 2:
+            # Converted files carry no version, and those with the statistics folded into the
+            # affine terms mean mean 0 and variance 1 by leaving both out.
+            state_dict.setdefault(prefix + "running_mean", torch.zeros(self.num_features))
+            state_dict.setdefault(prefix + "running_var", torch.ones(self.num_features))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
     def extra_repr(self) -> str:
         return f"num_features={self.num_features}, eps={self.eps}"

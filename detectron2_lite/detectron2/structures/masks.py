@@ -193,9 +193,9 @@ class PolygonMasks:
         return torch.as_tensor(stacked, device=boxes.device)
 
     def area(self) -> Tensor:
-        """(N,) areas by the shoelace formula, parts added up (overlaps count twice)."""
+        """(N,) float64 areas by the shoelace formula, parts added up (overlaps count twice)."""
         areas = [sum(map(_shoelace, parts)) for parts in self.polygons]
-        return torch.tensor(areas, dtype=torch.float32)
+        return torch.tensor(areas, dtype=torch.float64)
 
     def __getitem__(self, item: int | slice | list[int] | Tensor) -> PolygonMasks:
         """Select by int, slice, list of int, index tensor or (N,) bool tensor."""
