@@ -17,10 +17,10 @@ import numpy as np
 
 from pseudolabel.checks import image_name, is_integer, quote
 from pseudolabel.errors import DataError
-from pseudolabel.export.outlines import segmentation_patch
+from pseudolabel.export.outlines import patch_iou, segmentation_patch
 from pseudolabel.export.source import refuse_existing
 from pseudolabel.files import atomic_write, file_hash
-from pseudolabel.masks import mask_iou, rle_from_patch
+from pseudolabel.masks import rle_from_patch
 from pseudolabel.store import output_paths
 from pseudolabel.validation import read_checked
 
@@ -233,9 +233,14 @@ class _Merge:
                 )
 
     def _check_absent(self, absent: list[int]) -> None:
+        scope = self.rules.scope
+        known = {record["id"] for record in self.old["annotations"]}
+        if scope is not None and not known.issuperset(scope):
+            strange = sorted(set(scope) - known)[:NAMED]
+            problem = f"lacks annotations {strange} of the queue"
+            raise DataError(self.labels, problem, "give the queue that was made from these labels")
         if self.rules.deletions or self.rules.partial:
             return
-        scope = self.rules.scope
         missing = [key for key in absent if scope is None or key in scope]
         if missing:
             more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
@@ -288,7 +293,7 @@ class _Merge:
         new = segmentation_patch(entry["segmentation"], *size)
         self._check_drawn(new[0], entry)
         if record.get("segmentation"):
-            iou = _patch_iou(segmentation_patch(record["segmentation"], *size), new)
+            iou = patch_iou(segmentation_patch(record["segmentation"], *size), new)
         else:
             iou = 0.0
         if iou >= self.rules.same_iou:
@@ -381,16 +386,3 @@ def _mask_keys(patch: tuple[np.ndarray, int, int], size: tuple[int, int]) -> dic
         "area": int(np.count_nonzero(mask)),
         "mask_source": "input",
     }
-
-
-def _patch_iou(a: tuple[np.ndarray, int, int], b: tuple[np.ndarray, int, int]) -> float:
-    """IoU of two masks, each known within its tight box, on the box around both."""
-    left, top = min(a[1], b[1]), min(a[2], b[2])
-    right = max(x + patch.shape[1] for patch, x, _ in (a, b))
-    bottom = max(y + patch.shape[0] for patch, _, y in (a, b))
-    canvases = []
-    for patch, x, y in (a, b):
-        canvas = np.zeros((bottom - top, right - left), dtype=bool)
-        canvas[y - top : y - top + patch.shape[0], x - left : x - left + patch.shape[1]] = patch
-        canvases.append(canvas)
-    return mask_iou(*canvases)

@@ -19,7 +19,7 @@ import numpy as np
 from pycocotools import mask as coco_rle
 from scipy import ndimage
 
-from pseudolabel.masks import parse_segmentation
+from pseudolabel.masks import mask_iou, parse_segmentation
 
 Ring = list[tuple[float, float]]
 
@@ -82,7 +82,7 @@ def mask_to_rings(mask: np.ndarray, inset: float = 0.0) -> list[Ring]:
 def segmentation_to_rings(
     segmentation: Any, height: int, width: int, inset: float = 0.0
 ) -> list[Ring]:
-    """`mask_to_rings` of a COCO segmentation; only the tight box of the mask is drawn.
+    """`mask_to_rings` of a COCO segmentation; only its tight box is searched for borders.
 
     Raises:
         SegmentationError: malformed, or made for another image size.
@@ -103,6 +103,19 @@ def segmentation_patch(segmentation: Any, height: int, width: int) -> tuple[np.n
         code = coco_rle.merge(coco_rle.frPyObjects(flat, height, width))
     x, y, w, h = (int(n) for n in coco_rle.toBbox(code))
     return coco_rle.decode(code)[y : y + h, x : x + w] != 0, x, y
+
+
+def patch_iou(a: tuple[np.ndarray, int, int], b: tuple[np.ndarray, int, int]) -> float:
+    """IoU of two masks, each as `segmentation_patch` gives it."""
+    left, top = min(a[1], b[1]), min(a[2], b[2])
+    right = max(x + patch.shape[1] for patch, x, _ in (a, b))
+    bottom = max(y + patch.shape[0] for patch, _, y in (a, b))
+    canvases = []
+    for patch, x, y in (a, b):
+        canvas = np.zeros((bottom - top, right - left), dtype=bool)
+        canvas[y - top : y - top + patch.shape[0], x - left : x - left + patch.shape[1]] = patch
+        canvases.append(canvas)
+    return mask_iou(*canvases)
 
 
 def flatten_ring(ring: Ring) -> list[float]:

@@ -175,6 +175,11 @@ def test_absent_records_are_refused_deleted_or_untouched(folder):
     ]
 
 
+def test_a_queue_of_other_labels(folder):
+    with pytest.raises(DataError, match=r"labels\.json: lacks annotations \[12\] of the queue"):
+        merge(folder, scope={10, 12}, deletions=True)
+
+
 def test_many_absent_records_are_counted(folder):
     data = make_labels(*(record(k, block(1, 2, 1, 2)) for k in range(1, 9)))
     (folder / "labels.json").write_text(json.dumps(data))
