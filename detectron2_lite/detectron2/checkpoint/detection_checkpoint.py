@@ -47,31 +47,28 @@ class DetectionCheckpointer(Checkpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
-        super().__init__(
-            model,
-            save_dir,
-            save_to_disk=comm.is_main_process() if save_to_disk is None else save_to_disk,
-            **checkpointables,
-        )
-        self.path_manager = PathManager
-        self._parallel = isinstance(model, DistributedDataParallel)
+        if save_to_disk is None:
+            save_to_disk = comm.is_main_process()
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self._heuristics = False
+        self._parallel = isinstance(model, DistributedDataParallel)
+        self.path_manager = PathManager
 
     def save(self, name: str, **kwargs: Any) -> None:
         """Write ``<save_dir>/<name>.pth`` atomically and make it the last checkpoint."""
         if not self.save_dir or not self.save_to_disk:
             return
-        basename = f"{name}.pth"
-        if os.path.basename(basename) != basename:
+        if os.path.dirname(name):
             raise ValueError(f"a checkpoint name may not contain a folder: {name}")
         data = {"model": self.model.state_dict()}
         data.update({key: obj.state_dict() for key, obj in self.checkpointables.items()})
         data.update(kwargs)
-        target = os.path.join(self.save_dir, basename)
+        file_name = f"{name}.pth"
+        target = os.path.join(self.save_dir, file_name)
         self.logger.info("Saving checkpoint to %s", target)
         with self._replacing(target, "wb") as stream:
             torch.save(data, stream)
-        self.tag_last_checkpoint(basename)
+        self.tag_last_checkpoint(file_name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Name the newest file in ``last_checkpoint``."""
@@ -128,47 +125,50 @@ class DetectionCheckpointer(Checkpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".pkl"):
-            with self.path_manager.open(filename, "rb") as stream:
-                data = load_pickle(stream, filename)
-            if "model" in data and "__author__" in data:
-                self.logger.info("Reading a file from '%s'", data["__author__"])
-                return data
-            blobs = data.get("blobs", data)
-            weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-            return {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+            return self._read_zoo_file(filename)
+        content = load_torch(filename)
         if filename.endswith(".pyth"):
-            data = load_torch(filename)
-            if "model_state" not in data:
+            if "model_state" not in content:
                 raise ValueError(f"{filename}: a .pyth file must have 'model_state'")
-            return {
-                "model": dict(data["model_state"]),
-                "__author__": "pycls",
-                "matching_heuristics": True,
-            }
-        loaded = load_torch(filename)
-        if "model" not in loaded:
-            loaded = {"model": loaded}
-        if not isinstance(loaded["model"], dict):
+            return _to_be_matched(dict(content["model_state"]), "pycls")
+        checkpoint = content if "model" in content else {"model": content}
+        if not isinstance(checkpoint["model"], dict):
             raise ValueError(f"{filename}: 'model' is not a state dict")
         if self._heuristics:
-            loaded["matching_heuristics"] = True
-        return loaded
+            checkpoint["matching_heuristics"] = True
+        return checkpoint
+
+    def _read_zoo_file(self, path: str) -> dict[str, Any]:
+        with self.path_manager.open(path, "rb") as stream:
+            content = load_pickle(stream, path)
+        if {"model", "__author__"} <= content.keys():
+            self.logger.info("Reading a file from '%s'", content["__author__"])
+            return content
+        blobs = content.get("blobs", content)
+        # Caffe2's solver kept its state beside the weights.
+        trained = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+        return _to_be_matched(trained, "Caffe2")
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        if checkpoint.get("matching_heuristics", False):
-            self._convert_ndarray_to_tensor(checkpoint["model"])
-            checkpoint["model"] = align_and_update_state_dicts(
-                self.model.state_dict(),
-                checkpoint["model"],
-                c2_conversion=checkpoint.get("__author__") == "Caffe2",
-            )
+        if checkpoint.get("matching_heuristics"):
+            checkpoint["model"] = self._matched(checkpoint["model"], checkpoint.get("__author__"))
         incompatible = super()._load_model(checkpoint)
-        own_buffers = {name for name, _ in self.model.named_buffers(recurse=False)}
-        missing, unexpected = incompatible.missing_keys, incompatible.unexpected_keys
-        for name in _DERIVED:
-            if name in own_buffers and name in missing:
-                missing.remove(name)
-        derived = [k for k in unexpected if k in _DERIVED or _DERIVED_PART in k]
-        for name in derived:
-            unexpected.remove(name)
+        self._forgive(incompatible.missing_keys, incompatible.unexpected_keys)
         return incompatible
+
+    def _matched(self, weights: dict[str, Any], author: str | None) -> dict[str, torch.Tensor]:
+        """Weights under the names that they have in the model."""
+        self._convert_ndarray_to_tensor(weights)
+        names = self.model.state_dict()
+        return align_and_update_state_dicts(names, weights, c2_conversion=author == "Caffe2")
+
+    def _forgive(self, missing: list[str], unexpected: list[str]) -> None:
+        """Take those names out of both lists whose tensors the model makes itself."""
+        own = {name for name, _ in self.model.named_buffers(recurse=False)}
+        missing[:] = [key for key in missing if key not in _DERIVED or key not in own]
+        unexpected[:] = [k for k in unexpected if k not in _DERIVED and _DERIVED_PART not in k]
+
+
+def _to_be_matched(weights: dict[str, Any], author: str) -> dict[str, Any]:
+    """A checkpoint whose names are suffixes of the model's, or can be converted to such."""
+    return {"__author__": author, "matching_heuristics": True, "model": weights}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from detectron2.utils.env import not_in_lite, seed_all_rng
 from detectron2.utils.logger import log_first_n
 from tabulate import tabulate
-from torch.utils import data as torchdata
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler
 
 from .catalog import DatasetCatalog, MetadataCatalog
 from .common import AspectRatioGroupedDataset, DatasetFromList, MapDataset, ToIterableDataset
@@ -78,7 +78,7 @@ def print_instances_class_histogram(
     """
     counts: Counter[int] = Counter()
     for record in dataset_dicts:
-        ids = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd", 0)]
+        ids = [a["category_id"] for a in record["annotations"] if not a.get("iscrowd")]
         for category in ids:
             assert 0 <= category < len(class_names), (
                 f"{record.get('file_name')}: category_id {category} is not one of the "
@@ -87,18 +87,11 @@ def print_instances_class_histogram(
         counts.update(ids)
     cells = [(name[:20], counts[index]) for index, name in enumerate(class_names)]
     columns = min(3, max(1, len(cells)))
-    rows = [
-        list(itertools.chain.from_iterable(cells[i : i + columns]))
-        for i in range(0, len(cells), columns)
-    ]
-    table = tabulate(
-        rows, headers=["category", "#instances"] * columns, tablefmt="pipe", stralign="center"
-    )
-    log_first_n(
-        logging.INFO,
-        f"{sum(counts.values())} instances of {len(class_names)} categories:\n{table}",
-        key="message",
-    )
+    rows = [list(chain(*cells[i : i + columns])) for i in range(0, len(cells), columns)]
+    headers = ["category", "#instances"] * columns
+    table = tabulate(rows, headers, tablefmt="pipe", stralign="center")
+    text = f"{sum(counts.values())} instances of {len(class_names)} categories:\n{table}"
+    log_first_n(logging.INFO, text, key="message")
 
 
 def get_detection_dataset_dicts(
@@ -107,7 +100,7 @@ def get_detection_dataset_dicts(
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
     check_consistency: bool = True,
-) -> list[dict] | torchdata.Dataset:
+) -> list[dict] | Dataset:
     """Load and join datasets by name.
 
     Args:
@@ -123,24 +116,26 @@ def get_detection_dataset_dicts(
     names = [names] if isinstance(names, str) else list(names)
     assert names, "no dataset is given: is DATASETS.TRAIN or DATASETS.TEST empty?"
     loaded = [DatasetCatalog.get(name) for name in names]
-    if isinstance(loaded[0], torchdata.Dataset):
-        return torchdata.ConcatDataset(loaded) if len(loaded) > 1 else loaded[0]
+    if isinstance(loaded[0], Dataset):
+        return loaded[0] if len(loaded) == 1 else ConcatDataset(loaded)
     for name, records in zip(names, loaded):
         assert len(records), f"Dataset '{name}' is empty"
-    dicts = list(itertools.chain.from_iterable(loaded))
-    has_instances = "annotations" in dicts[0]
-    if filter_empty and has_instances:
-        dicts = filter_images_with_only_crowd_annotations(dicts)
-    if check_consistency and has_instances and MetadataCatalog.get(names[0]).get("thing_classes"):
-        check_metadata_consistency("thing_classes", names)
-        print_instances_class_histogram(dicts, MetadataCatalog.get(names[0]).thing_classes)
-    assert dicts, f"no usable images in {', '.join(names)}"
-    return dicts
+    joined = list(chain(*loaded))
+    if "annotations" in joined[0]:
+        if filter_empty:
+            joined = filter_images_with_only_crowd_annotations(joined)
+        # Loading has filled in the metadata.
+        classes = MetadataCatalog.get(names[0]).get("thing_classes")
+        if check_consistency and classes:
+            check_metadata_consistency("thing_classes", names)
+            print_instances_class_histogram(joined, classes)
+    assert joined, f"no usable images in {', '.join(names)}"
+    return joined
 
 
 def build_batch_data_loader(
-    dataset: torchdata.Dataset,
-    sampler: torchdata.Sampler | None,
+    dataset: Dataset,
+    sampler: Sampler | None,
     total_batch_size: int | None,
     *,
     aspect_ratio_grouping: bool = False,
@@ -167,12 +162,10 @@ def build_batch_data_loader(
         ValueError: when the batch cannot be divided among the ranks, both or no batch
             sizes are given, or an iterable dataset comes with a sampler.
     """
-    batch_size = _batch_of_one_rank(total_batch_size, single_gpu_batch_size)
-    if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("an iterable dataset takes no sampler")
-    else:
-        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=batch_size)
+    images = _batch_of_one_rank(total_batch_size, single_gpu_batch_size)
+    if not _has_own_order(dataset, sampler):
+        # A worker makes whole batches, so it gets the indices of whole batches.
+        dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=images)
     if seed is not None:
         kwargs["generator"] = torch.Generator()
         kwargs["generator"].manual_seed(seed)
@@ -184,17 +177,20 @@ def build_batch_data_loader(
     if num_workers:  # torch refuses these two without workers
         kwargs.update(prefetch_factor=prefetch_factor, persistent_workers=persistent_workers)
     if not aspect_ratio_grouping:
-        return torchdata.DataLoader(
-            dataset,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            collate_fn=collate_fn or trivial_batch_collator,
-            **kwargs,
-        )
+        collate = collate_fn or trivial_batch_collator
+        return DataLoader(dataset, images, drop_last=drop_last, collate_fn=collate, **kwargs)
     assert drop_last, "aspect ratio grouping always drops incomplete batches"
-    single = torchdata.DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)
-    grouped = AspectRatioGroupedDataset(single, batch_size)
+    one_by_one = DataLoader(dataset, collate_fn=operator.itemgetter(0), **kwargs)
+    grouped = AspectRatioGroupedDataset(one_by_one, images)
     return grouped if collate_fn is None else MapDataset(grouped, collate_fn)
+
+
+def _has_own_order(dataset: Dataset, sampler: Sampler | None) -> bool:
+    """Whether a dataset has an order of its own; ValueError if it comes with a sampler as well."""
+    iterable = isinstance(dataset, IterableDataset)
+    if iterable and sampler is not None:
+        raise ValueError("an iterable dataset takes no sampler")
+    return iterable
 
 
 def _batch_of_one_rank(total: int | None, single: int | None) -> int:
@@ -208,18 +204,18 @@ def _batch_of_one_rank(total: int | None, single: int | None) -> int:
     return total // world
 
 
-def _train_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> torchdata.Sampler:
-    name = cfg.DATALOADER.SAMPLER_TRAIN
+def _train_sampler(cfg: CfgNode, dataset: Sequence[dict]) -> Sampler:
+    options, size = cfg.DATALOADER, len(dataset)
+    name = options.SAMPLER_TRAIN
     logger.info("Order of training images: %s", name)
     if name == "TrainingSampler":
-        return TrainingSampler(len(dataset))
-    if name == "RepeatFactorTrainingSampler":
-        factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-            dataset, cfg.DATALOADER.REPEAT_THRESHOLD, sqrt=cfg.DATALOADER.REPEAT_SQRT
-        )
-        return RepeatFactorTrainingSampler(factors)
+        return TrainingSampler(size)
     if name == "RandomSubsetTrainingSampler":
-        return RandomSubsetTrainingSampler(len(dataset), cfg.DATALOADER.RANDOM_SUBSET_RATIO)
+        return RandomSubsetTrainingSampler(size, options.RANDOM_SUBSET_RATIO)
+    if name == "RepeatFactorTrainingSampler":
+        factors_of = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency
+        factors = factors_of(dataset, options.REPEAT_THRESHOLD, sqrt=options.REPEAT_SQRT)
+        return RepeatFactorTrainingSampler(factors)
     if name == "WeightedTrainingSampler":
         not_in_lite("DATALOADER.SAMPLER_TRAIN WeightedTrainingSampler")
     raise ValueError(f"Unknown DATALOADER.SAMPLER_TRAIN: {name}")
@@ -230,32 +226,39 @@ def _train_loader_from_config(
     mapper: Callable[[dict], Any] | None = None,
     *,
     dataset: Any = None,
-    sampler: torchdata.Sampler | None = None,
+    sampler: Sampler | None = None,
 ) -> dict[str, Any]:
     if cfg.MODEL.LOAD_PROPOSALS:
         not_in_lite("MODEL.LOAD_PROPOSALS")
+    options = cfg.DATALOADER
     if dataset is None:
         dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
+            cfg.DATASETS.TRAIN, filter_empty=options.FILTER_EMPTY_ANNOTATIONS
         )
-    if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
+    if sampler is None and not isinstance(dataset, IterableDataset):
         sampler = _train_sampler(cfg, dataset)
     return {
-        "dataset": dataset,
-        "sampler": sampler,
         "mapper": DatasetMapper(cfg, True) if mapper is None else mapper,
+        "num_workers": options.NUM_WORKERS,
+        "aspect_ratio_grouping": options.ASPECT_RATIO_GROUPING,
         "total_batch_size": cfg.SOLVER.IMS_PER_BATCH,
-        "aspect_ratio_grouping": cfg.DATALOADER.ASPECT_RATIO_GROUPING,
-        "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "sampler": sampler,
+        "dataset": dataset,
     }
+
+
+def _as_dataset(elements: Any, mapper: Callable[[Any], Any] | None) -> Dataset:
+    """Lists are serialized (:class:`DatasetFromList`), and all elements mapped if that is asked."""
+    source = DatasetFromList(elements, copy=False) if isinstance(elements, list) else elements
+    return source if mapper is None else MapDataset(source, mapper)
 
 
 @configurable(from_config=_train_loader_from_config)
 def build_detection_train_loader(
-    dataset: Sequence[dict] | torchdata.Dataset,
+    dataset: Sequence[dict] | Dataset,
     *,
     mapper: Callable[[dict], Any] | None,
-    sampler: torchdata.Sampler | None = None,
+    sampler: Sampler | None = None,
     total_batch_size: int,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
@@ -270,21 +273,18 @@ def build_detection_train_loader(
             iterable dataset).
         total_batch_size: over all ranks. kwargs: see :func:`build_batch_data_loader`.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if sampler is None and not isinstance(dataset, torchdata.IterableDataset):
-        sampler = TrainingSampler(len(dataset))
-    if sampler is not None and not isinstance(sampler, torchdata.Sampler):
+    if sampler is not None and not isinstance(sampler, Sampler):
         raise TypeError(f"sampler must be a torch Sampler, got {type(sampler).__name__}")
+    source = _as_dataset(dataset, mapper)
+    if not _has_own_order(source, sampler) and sampler is None:
+        sampler = TrainingSampler(len(source))
     return build_batch_data_loader(
-        dataset,
+        source,
         sampler,
         total_batch_size,
-        aspect_ratio_grouping=aspect_ratio_grouping,
-        num_workers=num_workers,
         collate_fn=collate_fn,
+        num_workers=num_workers,
+        aspect_ratio_grouping=aspect_ratio_grouping,
         **kwargs,
     )
 
@@ -297,43 +297,33 @@ def _test_loader_from_config(
     if cfg.MODEL.LOAD_PROPOSALS:
         not_in_lite("MODEL.LOAD_PROPOSALS")
     return {
-        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False),
-        "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
         "num_workers": cfg.DATALOADER.NUM_WORKERS,
+        "mapper": DatasetMapper(cfg, False) if mapper is None else mapper,
+        "dataset": get_detection_dataset_dicts(dataset_name, filter_empty=False),
     }
 
 
 @configurable(from_config=_test_loader_from_config)
 def build_detection_test_loader(
-    dataset: Sequence[dict] | torchdata.Dataset,
+    dataset: Sequence[dict] | Dataset,
     *,
     mapper: Callable[[dict], Any] | None,
-    sampler: torchdata.Sampler | None = None,
+    sampler: Sampler | None = None,
     batch_size: int = 1,
     num_workers: int = 0,
     collate_fn: Callable[[list], Any] | None = None,
-) -> torchdata.DataLoader:
+) -> DataLoader:
     """A loader over this rank's part of a dataset, once and in order.
 
     Call it with these arguments or with ``(cfg, dataset_name, mapper=)``. ``batch_size`` is that
     of one process; the last batch may be smaller.
     """
-    if isinstance(dataset, list):
-        dataset = DatasetFromList(dataset, copy=False)
-    if mapper is not None:
-        dataset = MapDataset(dataset, mapper)
-    if isinstance(dataset, torchdata.IterableDataset):
-        if sampler is not None:
-            raise ValueError("an iterable dataset takes no sampler")
-    elif sampler is None:
-        sampler = InferenceSampler(len(dataset))
-    return torchdata.DataLoader(
-        dataset,
-        batch_size=batch_size,
-        sampler=sampler,
-        drop_last=False,
-        num_workers=num_workers,
-        collate_fn=trivial_batch_collator if collate_fn is None else collate_fn,
+    source = _as_dataset(dataset, mapper)
+    if not _has_own_order(source, sampler) and sampler is None:
+        sampler = InferenceSampler(len(source))
+    collate = collate_fn or trivial_batch_collator
+    return DataLoader(
+        source, batch_size, sampler=sampler, num_workers=num_workers, collate_fn=collate
     )
 
 

@@ -53,35 +53,35 @@ class DatasetMapper:
             not_in_lite("DatasetMapper with keypoints")
         if precomputed_proposal_topk is not None:
             not_in_lite("DatasetMapper with precomputed proposals")
-        self.is_train = is_train
-        self.augmentations = T.AugmentationList(augmentations)
         self.image_format = image_format
-        self.use_instance_mask = use_instance_mask
-        self.instance_mask_format = instance_mask_format
-        self.use_keypoint = use_keypoint
-        self.keypoint_hflip_indices = keypoint_hflip_indices
-        self.proposal_topk = precomputed_proposal_topk
+        self.augmentations = T.AugmentationList(augmentations)
         self.recompute_boxes = recompute_boxes
-        mode = "training" if is_train else "inference"
-        logger.info("Augmentations for %s: %s", mode, augmentations)
+        self.instance_mask_format = instance_mask_format
+        self.use_instance_mask = use_instance_mask
+        self.is_train = is_train
+        # Not used in this build; subclasses may ask for them.
+        self.use_keypoint, self.proposal_topk = use_keypoint, precomputed_proposal_topk
+        self.keypoint_hflip_indices = keypoint_hflip_indices
+        logger.info(
+            "Augmentations for %s: %s", "training" if is_train else "inference", augmentations
+        )
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool = True) -> dict[str, Any]:
         """Arguments from the INPUT keys; a crop comes before everything else."""
-        augmentations = utils.build_augmentation(cfg, is_train)
-        crop = cfg.INPUT.CROP.ENABLED and is_train
-        if crop:
-            augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-        if cfg.MODEL.LOAD_PROPOSALS:
+        keys, model = cfg.INPUT, cfg.MODEL
+        if model.LOAD_PROPOSALS:
             not_in_lite("MODEL.LOAD_PROPOSALS")
+        cropped = is_train and keys.CROP.ENABLED
+        first = [T.RandomCrop(keys.CROP.TYPE, keys.CROP.SIZE)] if cropped else []
         return {
             "is_train": is_train,
-            "augmentations": augmentations,
-            "image_format": cfg.INPUT.FORMAT,
-            "use_instance_mask": cfg.MODEL.MASK_ON,
-            "instance_mask_format": cfg.INPUT.MASK_FORMAT,
-            "use_keypoint": cfg.MODEL.KEYPOINT_ON,
-            "recompute_boxes": crop and cfg.MODEL.MASK_ON,
+            "image_format": keys.FORMAT,
+            "augmentations": first + utils.build_augmentation(cfg, is_train),
+            "instance_mask_format": keys.MASK_FORMAT,
+            "use_instance_mask": model.MASK_ON,
+            "recompute_boxes": cropped and model.MASK_ON,
+            "use_keypoint": model.KEYPOINT_ON,
         }
 
     def _transform_annotations(
@@ -98,12 +98,21 @@ class DatasetMapper:
             annotations.append(
                 utils.transform_instance_annotations(annotation, transforms, image_shape)
             )
-        instances = utils.annotations_to_instances(
-            annotations, image_shape, mask_format=self.instance_mask_format
+        objects = utils.annotations_to_instances(
+            annotations, image_shape, self.instance_mask_format
         )
-        if self.recompute_boxes and instances.has("gt_masks"):
-            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        dataset_dict["instances"] = utils.filter_empty_instances(instances)
+        if self.recompute_boxes and objects.has("gt_masks"):
+            objects.gt_boxes = objects.gt_masks.get_bounding_boxes()
+        dataset_dict["instances"] = utils.filter_empty_instances(objects)
+
+    def _read(self, record: dict[str, Any]) -> T.AugInput:
+        """The image of a record, of the size that the record says, and its label map if any."""
+        image = utils.read_image(record["file_name"], self.image_format)
+        utils.check_image_size(record, image)
+        if "sem_seg_file_name" not in record:
+            return T.AugInput(image)
+        label_map = utils.read_image(record.pop("sem_seg_file_name"), "L")
+        return T.AugInput(image, sem_seg=label_map[:, :, 0])
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dataset dict, which is not changed.
@@ -112,25 +121,20 @@ class DatasetMapper:
             SizeMismatchError: when the image is not as large as the dict says.
             ValueError: naming the image, for annotations that cannot be used.
         """
-        dataset_dict = copy.deepcopy(dataset_dict)
-        image = utils.read_image(dataset_dict["file_name"], format=self.image_format)
-        utils.check_image_size(dataset_dict, image)
-        sem_seg = None
-        if "sem_seg_file_name" in dataset_dict:
-            sem_seg = utils.read_image(dataset_dict.pop("sem_seg_file_name"), "L").squeeze(2)
-        aug_input = T.AugInput(image, sem_seg=sem_seg)
-        transforms = self.augmentations(aug_input)
-        image, sem_seg = aug_input.image, aug_input.sem_seg
+        record = copy.deepcopy(dataset_dict)
+        augmented = self._read(record)
+        transforms = self.augmentations(augmented)
         # Copied into one block: loader workers pass tensors by shared memory.
-        dataset_dict["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        channels_first = np.ascontiguousarray(np.moveaxis(augmented.image, 2, 0))
+        record["image"] = torch.from_numpy(channels_first)
         if not self.is_train:
-            dataset_dict.pop("annotations", None)
-            return dataset_dict
-        if sem_seg is not None:
-            dataset_dict["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
-        if "annotations" in dataset_dict:
+            record.pop("annotations", None)
+            return record
+        if augmented.sem_seg is not None:
+            record["sem_seg"] = torch.from_numpy(augmented.sem_seg.astype(np.int64))
+        if "annotations" in record:
             try:
-                self._transform_annotations(dataset_dict, transforms, image.shape[:2])
+                self._transform_annotations(record, transforms, augmented.image.shape[:2])
             except ValueError as error:
-                raise ValueError(f"{dataset_dict['file_name']}: {error}") from error
-        return dataset_dict
+                raise ValueError(f"{record['file_name']}: {error}") from error
+        return record
