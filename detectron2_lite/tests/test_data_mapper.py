@@ -102,10 +102,38 @@ def test_transforming_what_is_no_segmentation():
         utils.transform_instance_annotations(
             _annotation(segmentation=_rle(5, 4, 0, 0)), T.NoOpTransform(), (4, 4)
         )
-    with pytest.raises(NotImplementedError, match="keypoints"):
-        utils.transform_instance_annotations(
-            _annotation(keypoints=[1, 1, 2]), T.NoOpTransform(), (400, 400)
-        )
+
+
+KEYPOINTS = {
+    # name: transform, (H, W) after it, what becomes of three keypoints
+    "nothing": (T.NoOpTransform(), (20, 20), [[1, 2, 2], [5, 6, 1], [0, 0, 0]]),
+    "one is cut off": (T.CropTransform(2, 2, 9, 9), (9, 9), [[0] * 3, [3, 4, 1], [0] * 3]),
+    "mirrored": (T.HFlipTransform(20), (20, 20), [[15, 6, 1], [19, 2, 2], [0, 0, 0]]),
+    "twice": ([T.HFlipTransform(20)] * 2, (20, 20), [[1, 2, 2], [5, 6, 1], [0, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize("name", KEYPOINTS)
+def test_keypoints_follow_the_image(name):
+    transform, size, expected = KEYPOINTS[name]
+    annotation = _annotation(keypoints=[1, 2, 2, 5, 6, 1, 7, 8, 0])
+    swap = np.array([1, 0, 2])
+    out = utils.transform_instance_annotations(
+        annotation, transform, size, keypoint_hflip_indices=swap
+    )
+    np.testing.assert_allclose(out["keypoints"], expected)
+
+
+@pytest.mark.parametrize("indices", [None, np.array([1, 0])])
+def test_mirrored_keypoints_need_their_partners(indices):
+    with pytest.raises(ValueError, match="keypoint_hflip_indices"):
+        utils.transform_keypoint_annotations([1, 2, 2], T.HFlipTransform(9), (9, 9), indices)
+
+
+def test_a_crop_needs_a_box_centred_in_the_image():
+    instance = _annotation(bbox=[10, 10, 100, 100], bbox_mode=BoxMode.XYXY_ABS)
+    with pytest.raises(AssertionError, match="outside"):
+        utils.gen_crop_transform_with_instance((10, 10), (15, 15), instance)
 
 
 def test_filter_empty_instances():

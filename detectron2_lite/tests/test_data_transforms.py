@@ -263,6 +263,8 @@ def test_augmentation_input_checks_the_image(image):
 PRINTED = [
     (T.RandomFlip(), "RandomFlip()"),
     (T.RandomFlip(prob=0.3), "RandomFlip(prob=0.3)"),
+    # Stated, though equal to the default.
+    (T.RandomFlip(prob=0.5), "RandomFlip(prob=0.5)"),
     (
         T.RandomCrop("relative", (0.1, 0.2)),
         "RandomCrop(crop_type='relative', crop_size=(0.1, 0.2))",

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from detectron2.utils.serialize import PicklableWrapper
 from torch.utils import data as torchdata
 
 __all__ = [
@@ -43,7 +44,7 @@ class MapDataset(torchdata.Dataset):
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        self._map_func = PicklableWrapper(map_func)  # a lambda can go to workers, too
         self._random = random.Random(42)
         self._usable = set(range(len(dataset)))
 
@@ -71,7 +72,7 @@ class MapDataset(torchdata.Dataset):
 class _MapIterableDataset(torchdata.IterableDataset):
     def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]) -> None:
         self._dataset = dataset
-        self._map_func = map_func
+        self._map_func = PicklableWrapper(map_func)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -209,13 +210,14 @@ class AspectRatioGroupedDataset(torchdata.IterableDataset):
     def __init__(self, dataset: Iterable[dict], batch_size: int) -> None:
         self.dataset = dataset
         self.batch_size = batch_size
+        # Portrait, landscape. As upstream's, they outlive an iteration: what one leaves waiting
+        # is in a batch of the next, so that an endless stream loses nothing when re-entered.
+        self._buckets: list[list[dict]] = [[], []]
 
     def __iter__(self) -> Iterator[list[dict]]:
-        # Local, so that a second iteration does not inherit leftovers of the first.
-        groups: dict[bool, list[dict]] = {True: [], False: []}
         for element in self.dataset:
-            landscape = element["width"] > element["height"]
-            groups[landscape].append(element)
-            if len(groups[landscape]) == self.batch_size:
-                full, groups[landscape] = groups[landscape], []
+            shape = int(element["width"] > element["height"])
+            self._buckets[shape].append(element)
+            if len(self._buckets[shape]) == self.batch_size:
+                full, self._buckets[shape] = self._buckets[shape], []
                 yield full

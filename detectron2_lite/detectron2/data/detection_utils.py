@@ -51,7 +51,6 @@ __getattr__ = upstream_only(
         "annotations_to_instances_rotated",
         "create_keypoint_hflip_indices",
         "get_fed_loss_cls_weights",
-        "transform_keypoint_annotations",
         "transform_proposals",
     ),
 )
@@ -82,15 +81,13 @@ def convert_PIL_to_numpy(image: Image.Image, format: str | None) -> np.ndarray: 
 
 def convert_image_to_rgb(image: np.ndarray | torch.Tensor, format: str) -> np.ndarray:
     """(H, W, C) array or tensor in ``format`` to an (H, W, 3) uint8 RGB array."""
-    if isinstance(image, torch.Tensor):
-        image = image.cpu().numpy()
-    if format == "BGR":
-        return image[:, :, ::-1]
+    pixels = image.numpy(force=True) if torch.is_tensor(image) else image
     if format == "YUV-BT.601":
         not_in_lite("the image format YUV-BT.601")
-    if format == "L":
-        image = image[:, :, 0]
-    return np.asarray(Image.fromarray(image.astype(np.uint8)).convert("RGB"))
+    if format == "BGR":
+        return np.flip(pixels, axis=2)
+    plane = pixels[:, :, 0] if format == "L" else pixels
+    return np.asarray(Image.fromarray(plane.astype(np.uint8)).convert("RGB"))
 
 
 def read_image(file_name: str, format: str | None = None) -> np.ndarray:
@@ -172,20 +169,56 @@ def transform_instance_annotations(
     Raises:
         ValueError: for a segmentation of another kind, or an RLE that does not fit.
     """
-    if "keypoints" in annotation:
-        not_in_lite("transforming keypoints")
-    if isinstance(transforms, (tuple, list)):
-        transforms = T.TransformList(transforms)
-    box = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    box = transforms.apply_box(np.array([box]))[0]
-    height, width = image_size
-    annotation["bbox"] = np.clip(box, 0, [width, height, width, height])
-    annotation["bbox_mode"] = BoxMode.XYXY_ABS
+    if isinstance(transforms, Sequence):
+        transforms = T.TransformList(list(transforms))
+    before = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
+    (after,) = transforms.apply_box(np.array([before]))
+    limits = np.tile(image_size[::-1], 2)
+    annotation.update(bbox=after.clip(0, limits), bbox_mode=BoxMode.XYXY_ABS)
     if "segmentation" in annotation:
         annotation["segmentation"] = _transform_segmentation(
             annotation["segmentation"], transforms, image_size
         )
+    if "keypoints" in annotation:
+        annotation["keypoints"] = transform_keypoint_annotations(
+            annotation["keypoints"], transforms, image_size, keypoint_hflip_indices
+        )
     return annotation
+
+
+def transform_keypoint_annotations(
+    keypoints: Any,
+    transforms: T.Transform | T.TransformList,
+    image_size: tuple[int, int],
+    keypoint_hflip_indices: np.ndarray | None = None,
+) -> np.ndarray:
+    """Apply transforms to the keypoints of one instance.
+
+    Args:
+        keypoints: (K, 3) or 3 K numbers: x, y in pixels and visibility (0 is "not labelled").
+        image_size: (H, W) of the transformed image.
+        keypoint_hflip_indices: (K,) the keypoint that each becomes in a mirrored image.
+
+    Returns:
+        (K, 3) float64; a keypoint that is not labelled, or falls outside, is all zeros.
+
+    Raises:
+        ValueError: the image is mirrored, and the indices are missing or not K.
+    """
+    points = np.array(keypoints, dtype="float64").reshape(-1, 3)
+    moved = transforms.apply_coords(points[:, :2].copy())
+    height, width = image_size
+    seen = ((moved >= 0) & (moved <= (width, height))).all(axis=1) & (points[:, 2] > 0)
+    points = np.where(seen[:, None], np.column_stack([moved, points[:, 2]]), 0.0)
+    steps = getattr(transforms, "transforms", [transforms])
+    if sum(isinstance(step, T.HFlipTransform) for step in steps) % 2 == 0:
+        return points
+    if keypoint_hflip_indices is None or len(keypoint_hflip_indices) != len(points):
+        raise ValueError(
+            f"mirroring {len(points)} keypoints needs as many keypoint_hflip_indices, "
+            f"got {keypoint_hflip_indices}"
+        )
+    return points[np.asarray(keypoint_hflip_indices)]
 
 
 def _to_bitmap(segmentation: Any, image_size: tuple[int, int]) -> np.ndarray:
@@ -272,13 +305,12 @@ def gen_crop_transform_with_instance(
         crop_size, image_size: (h, w). instance: an annotation.
 
     Raises:
-        AssertionError: when the box lies outside the image, or the crop does not fit.
+        AssertionError: when the box is centred outside the image, or the crop does not fit.
     """
     crop, image = np.asarray(crop_size, dtype=int), np.asarray(image_size, dtype=int)
     x0, y0, x1, y1 = BoxMode.convert(instance["bbox"], instance["bbox_mode"], BoxMode.XYXY_ABS)
     centre = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])
-    assert image[0] >= y0, "The box lies below the image"
-    assert image[1] >= x0, "The box lies right of the image"
+    assert (image >= centre).all(), f"the box {instance['bbox']} is centred outside the image"
     assert (image >= crop).all(), f"a crop of {crop_size} does not fit {image_size}"
     low = np.clip(np.floor(centre).astype(int) - crop, 0, image - crop)
     high = np.clip(np.ceil(centre).astype(int), 0, image - crop)

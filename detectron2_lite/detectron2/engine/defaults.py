@@ -57,26 +57,26 @@ class DefaultPredictor:
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        self.cfg = cfg.clone()
-        self.model = build_model(self.cfg)
-        self.model.eval()
-        self.metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if cfg.DATASETS.TEST else None
+        cfg = cfg.clone()  # the caller may go on editing its own
+        inputs, test_sets = cfg.INPUT, cfg.DATASETS.TEST
+        if inputs.FORMAT not in ("RGB", "BGR"):
+            raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {inputs.FORMAT}")
+        self.input_format = inputs.FORMAT
+        self.aug = T.ResizeShortestEdge([inputs.MIN_SIZE_TEST] * 2, inputs.MAX_SIZE_TEST)
+        self.metadata = MetadataCatalog.get(test_sets[0]) if test_sets else None
+        self.cfg, self.model = cfg, build_model(cfg).eval()
         DetectionCheckpointer(self.model).load(cfg.MODEL.WEIGHTS)
-        shortest = cfg.INPUT.MIN_SIZE_TEST
-        self.aug = T.ResizeShortestEdge([shortest, shortest], cfg.INPUT.MAX_SIZE_TEST)
-        self.input_format = cfg.INPUT.FORMAT
-        if self.input_format not in ("RGB", "BGR"):
-            raise ValueError(f"INPUT.FORMAT must be RGB or BGR here, got {self.input_format}")
 
     @torch.no_grad()
     def __call__(self, original_image: np.ndarray) -> dict[str, Any]:
         """Predict on one BGR image (H, W, 3)."""
-        height, width = original_image.shape[:2]
-        image = original_image[:, :, ::-1] if self.input_format == "RGB" else original_image
-        image = self.aug.get_transform(image).apply_image(image)
-        tensor = torch.as_tensor(image.astype("float32").transpose(2, 0, 1))
-        inputs = {"image": tensor.to(self.cfg.MODEL.DEVICE), "height": height, "width": width}
-        return self.model([inputs])[0]
+        pixels = original_image if self.input_format == "BGR" else original_image[:, :, ::-1]
+        resized = self.aug.get_transform(pixels).apply_image(pixels)
+        tensor = torch.from_numpy(np.moveaxis(resized, -1, 0).astype(np.float32))
+        record: dict[str, Any] = dict(zip(("height", "width"), original_image.shape))
+        record["image"] = tensor.to(self.cfg.MODEL.DEVICE)
+        (prediction,) = self.model([record])
+        return prediction
 
 
 class DefaultTrainer(TrainerBase):
@@ -88,24 +88,28 @@ class DefaultTrainer(TrainerBase):
 
     def __init__(self, cfg: CfgNode) -> None:
         super().__init__()
-        if not logging.getLogger("detectron2").isEnabledFor(logging.INFO):
+        library_log = logging.getLogger("detectron2")
+        if library_log.getEffectiveLevel() > logging.INFO:
             setup_logger()
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
-        model = self.build_model(cfg)
-        optimizer = self.build_optimizer(cfg, model)
-        data_loader = self.build_train_loader(cfg)
-        model = create_ddp_model(model, broadcast_buffers=False)
-        loop = AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer
-        self._trainer = loop(model, data_loader, optimizer)
+        self.cfg = cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        solver = cfg.SOLVER
+        self.start_iter, self.max_iter = 0, solver.MAX_ITER
+
+        # Model, optimizer, loader: the order decides which random numbers each of them draws.
+        network = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, network)
+        batches = self.build_train_loader(cfg)
+        # Only the parameters are kept equal; buffers may differ between processes.
+        network = create_ddp_model(network, broadcast_buffers=False)
+        loop = AMPTrainer if solver.AMP.ENABLED else SimpleTrainer
+        self._trainer = loop(network, batches, optimizer)
+
+        # Weak: whoever drops this trainer must not wait for the garbage collector.
+        myself = weakref.proxy(self)
         # A hook's after_backward belongs to the outer trainer, where the hooks are.
-        self._trainer.register_hooks([_ForwardBackward(weakref.proxy(self))])
+        self._trainer.register_hooks([_ForwardBackward(myself)])
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = DetectionCheckpointer(
-            model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
-        )
-        self.start_iter = 0
-        self.max_iter = cfg.SOLVER.MAX_ITER
-        self.cfg = cfg
+        self.checkpointer = DetectionCheckpointer(network, cfg.OUTPUT_DIR, trainer=myself)
         self.register_hooks(self.build_hooks())
 
     @property
@@ -137,10 +141,12 @@ class DefaultTrainer(TrainerBase):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue from OUTPUT_DIR's last checkpoint, or load MODEL.WEIGHTS (model only)."""
-        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
-        if resume and self.checkpointer.has_checkpoint():
+        weights, saved = self.cfg.MODEL.WEIGHTS, self.checkpointer
+        continues = resume and saved.has_checkpoint()
+        saved.resume_or_load(weights, resume=resume)
+        if continues:
             # The checkpoint holds the last finished iteration.
-            self.start_iter = self.iter + 1
+            self.start_iter = 1 + self.iter
 
     def build_hooks(self) -> list[HookBase | None]:
         """Timer, LR, (PreciseBN,) checkpoints, evaluation, writers: in that order.
@@ -154,17 +160,15 @@ class DefaultTrainer(TrainerBase):
             self._last_eval_results = self.test(self.cfg, self.model)
             return self._last_eval_results
 
-        main = comm.is_main_process()
-        return [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(),
-            hooks.PreciseBN() if cfg.TEST.PRECISE_BN.ENABLED else None,
-            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD)
-            if main
-            else None,
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
-            hooks.PeriodicWriter(self.build_writers(), period=20) if main else None,
-        ]
+        timer, schedule = hooks.IterationTimer(), hooks.LRScheduler()
+        precise = hooks.PreciseBN() if cfg.TEST.PRECISE_BN.ENABLED else None
+        evaluation = hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate)
+        if not comm.is_main_process():
+            return [timer, schedule, precise, evaluation]
+        every = cfg.SOLVER.CHECKPOINT_PERIOD
+        saver = hooks.PeriodicCheckpointer(self.checkpointer, every)
+        writer = hooks.PeriodicWriter(self.build_writers(), period=20)
+        return [timer, schedule, precise, saver, evaluation, writer]
 
     def build_writers(self) -> list[EventWriter]:
         """Writers for OUTPUT_DIR."""
@@ -173,7 +177,8 @@ class DefaultTrainer(TrainerBase):
     def train(self) -> Mapping[str, Any] | None:
         """Train to MAX_ITER; returns verified results when TEST.EXPECTED_RESULTS is set."""
         super().train(self.start_iter, self.max_iter)
-        if not (len(self.cfg.TEST.EXPECTED_RESULTS) and comm.is_main_process()):
+        expected = self.cfg.TEST.EXPECTED_RESULTS
+        if not expected or not comm.is_main_process():
             return None
         results = getattr(self, "_last_eval_results", None)
         if results is None:
@@ -183,8 +188,9 @@ class DefaultTrainer(TrainerBase):
 
     def run_step(self) -> None:
         """One iteration of the inner trainer."""
-        self._trainer.iter = self.iter
-        self._trainer.run_step()
+        inner = self._trainer
+        inner.iter = self.iter
+        inner.run_step()
 
     def state_dict(self) -> dict[str, Any]:
         """Iteration and hooks, and the inner trainer (its optimizer) under ``_trainer``."""
@@ -192,8 +198,9 @@ class DefaultTrainer(TrainerBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
+        inner = state_dict["_trainer"]
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(state_dict["_trainer"])
+        self._trainer.load_state_dict(inner)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -250,15 +257,14 @@ class DefaultTrainer(TrainerBase):
         """
         logger = logging.getLogger(__name__)
         names = cfg.DATASETS.TEST
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        if evaluators is not None and len(evaluators) != len(names):
-            raise ValueError(f"{len(names)} test sets, but {len(evaluators)} evaluators")
+        given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
+        if given is not None and len(given) != len(names):
+            raise ValueError(f"{len(names)} test sets, but {len(given)} evaluators")
         results: dict[str, Any] = {}
         for index, name in enumerate(names):
             loader = cls.build_test_loader(cfg, name)
             try:
-                evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+                evaluator = given[index] if given else cls.build_evaluator(cfg, name)
             except NotImplementedError as error:
                 logger.warning("No evaluator, %s is skipped: %s", name, error)
                 results[name] = {}

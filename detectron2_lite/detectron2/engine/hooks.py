@@ -93,33 +93,38 @@ class IterationTimer(HookBase):
     """
 
     def __init__(self, warmup_iter: int = 3) -> None:
+        self._step_timer, self._total_timer = Timer(), Timer()
+        self._start_time = 0.0
         self._warmup_iter = warmup_iter
-        self._step_timer = Timer()
+
+    def _restart(self) -> None:
+        """Count nothing of what has been; the total stands still until the next step."""
         self._total_timer = Timer()
+        self._total_timer.pause()
         self._start_time = time.perf_counter()
 
     def before_train(self) -> None:
-        self._start_time = time.perf_counter()
-        self._total_timer.reset()
-        self._total_timer.pause()
+        self._restart()
 
     def before_step(self) -> None:
-        self._step_timer.reset()
         self._total_timer.resume()
+        self._step_timer.reset()
+
+    def _finished(self) -> int:
+        """Iterations of this run, the present one included."""
+        return 1 + self.trainer.storage.iter - self.trainer.start_iter
 
     def after_step(self) -> None:
-        finished = self.trainer.storage.iter - self.trainer.start_iter + 1
-        if finished >= self._warmup_iter:
-            self.trainer.storage.put_scalars(time=self._step_timer.seconds())
-        else:
-            self._start_time = time.perf_counter()
-            self._total_timer.reset()
+        if self._finished() < self._warmup_iter:
+            self._restart()
+            return
         self._total_timer.pause()
+        self.trainer.storage.put_scalars(time=self._step_timer.seconds())
 
     def after_train(self) -> None:
         total = time.perf_counter() - self._start_time
         stepping = self._total_timer.seconds()
-        timed = self.trainer.storage.iter + 1 - self.trainer.start_iter - self._warmup_iter
+        timed = self._finished() - self._warmup_iter
         if timed > 0 and stepping > 0:
             logger.info(
                 "%d iterations in %s (%.4f s / it)",
@@ -145,8 +150,8 @@ class PeriodicWriter(HookBase):
         self._period = period
 
     def _write(self) -> None:
-        for writer in self._writers:
-            writer.write()
+        for each in self._writers:
+            each.write()
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
@@ -155,9 +160,9 @@ class PeriodicWriter(HookBase):
 
     def after_train(self) -> None:
         # Hooks that ran after the last step, such as an evaluation, left scalars behind.
-        for writer in self._writers:
-            writer.write()
-            writer.close()
+        self._write()
+        for each in self._writers:
+            each.close()
 
 
 class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
@@ -171,6 +176,17 @@ class PeriodicCheckpointer(_PeriodicCheckpointer, HookBase):
 
     def after_step(self) -> None:
         self.step(self.trainer.iter)
+
+
+def _due_within(trainer: Any, period: int) -> bool:
+    """Whether a period ends with this iteration, and it is not the last (`after_train` is that)."""
+    finished = 1 + trainer.iter
+    return period > 0 and not finished % period and finished != trainer.max_iter
+
+
+def _ran_to_the_end(trainer: Any) -> bool:
+    """Whether training was not broken off: in `after_train`, a failed run has a smaller `iter`."""
+    return trainer.iter >= trainer.max_iter - 1
 
 
 class BestCheckpointer(HookBase):
@@ -200,28 +216,25 @@ class BestCheckpointer(HookBase):
         self.best_iter: int | None = None
 
     def _check(self) -> None:
-        latest = self.trainer.storage.latest().get(self._val_metric)
-        if latest is None:
-            logger.warning(
-                "The metric %s was not written; BestCheckpointer saves nothing", self._val_metric
-            )
+        name, written = self._val_metric, self.trainer.storage.latest()
+        if name not in written:
+            logger.warning("The metric %s was not written; BestCheckpointer saves nothing", name)
             return
-        value, iteration = latest
+        value, iteration = written[name]
         if not math.isfinite(value):
             return
         if self.best_metric is not None and not self._better(value, self.best_metric):
             return
         self.best_metric, self.best_iter = value, iteration
         self._checkpointer.save(self._file_prefix, iteration=iteration)
-        logger.info("Best %s so far: %.5f at iteration %d", self._val_metric, value, iteration)
+        logger.info("Best %s so far: %.5f at iteration %d", name, value, iteration)
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+        if _due_within(self.trainer, self._period):
             self._check()
 
     def after_train(self) -> None:
-        if self.trainer.iter + 1 >= self.trainer.max_iter:
+        if _ran_to_the_end(self.trainer):
             self._check()
 
 
@@ -251,28 +264,26 @@ class LRScheduler(HookBase):
     @staticmethod
     def get_best_param_group_id(optimizer: torch.optim.Optimizer) -> int:
         """Index of the group whose LR stands for all: the largest, or of the commonest LR."""
-        sizes = [len(g["params"]) for g in optimizer.param_groups]
-        if max(sizes) > 1:
-            return sizes.index(max(sizes))
+        groups = optimizer.param_groups
+        count, lowest = max((len(group["params"]), -i) for i, group in enumerate(groups))
+        if count > 1:
+            return -lowest
         # One parameter per group says nothing about importance; the usual LR does.
-        rates = [g["lr"] for g in optimizer.param_groups]
+        rates = list(map(operator.itemgetter("lr"), groups))
         return rates.index(Counter(rates).most_common(1)[0][0])
 
     def before_train(self) -> None:
-        if self._optimizer is None:
-            self._optimizer = self.trainer.optimizer
-        if isinstance(self.scheduler, ParamScheduler):
-            self._scheduler = LRMultiplier(
-                self._optimizer,
-                self.scheduler,
-                self.trainer.max_iter,
-                last_iter=self.trainer.iter - 1,
-            )
+        trainer = self.trainer
+        self._optimizer = trainer.optimizer if self._optimizer is None else self._optimizer
+        curve = self.scheduler
+        if isinstance(curve, ParamScheduler):
+            before = trainer.iter - 1
+            self._scheduler = LRMultiplier(self._optimizer, curve, trainer.max_iter, before)
         self._group = self.get_best_param_group_id(self._optimizer)
 
     def after_step(self) -> None:
-        rate = self._optimizer.param_groups[self._group]["lr"]
-        self.trainer.storage.put_scalar("lr", rate, smoothing_hint=False)
+        group = self._optimizer.param_groups[self._group]
+        self.trainer.storage.put_scalars(lr=group["lr"], smoothing_hint=False)
         self.scheduler.step()
 
     def state_dict(self) -> dict[str, Any]:
@@ -284,8 +295,9 @@ class LRScheduler(HookBase):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore the torch scheduler's counters."""
         if isinstance(self.scheduler, torch.optim.lr_scheduler.LRScheduler):
-            logger.info("Loading scheduler from state_dict ...")
-            self.scheduler.load_state_dict(dict(state_dict))
+            logger.info("The learning rate schedule goes on from the checkpoint")
+            counters = dict(state_dict)
+            self.scheduler.load_state_dict(counters)
 
 
 class EvalHook(HookBase):
@@ -329,12 +341,11 @@ class EvalHook(HookBase):
         comm.synchronize()
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self._period > 0 and done % self._period == 0 and done != self.trainer.max_iter:
+        if _due_within(self.trainer, self._period):
             self._do_eval()
 
     def after_train(self) -> None:
-        if self._eval_after_train and self.trainer.iter + 1 >= self.trainer.max_iter:
+        if _ran_to_the_end(self.trainer) and self._eval_after_train:
             self._do_eval()
         # Usually a closure over the trainer: released so that both can be freed.
         self._func = None

@@ -60,21 +60,23 @@ def create_ddp_model(
 
 def default_argument_parser(epilog: str | None = None) -> argparse.ArgumentParser:
     """The command line shared by training scripts; ``opts`` holds config overrides."""
-    parser = argparse.ArgumentParser(
-        epilog=epilog
-        or f"Example: {sys.argv[0]} --config-file cfg.yaml SOLVER.BASE_LR 0.001 OUTPUT_DIR out",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="path to a YAML config")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue from the last checkpoint in OUTPUT_DIR, if there is one",
-    )
-    parser.add_argument("--eval-only", action="store_true", help="evaluate, do not train")
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine")
-    parser.add_argument("--num-machines", type=int, default=1, help="number of machines")
-    parser.add_argument("--machine-rank", type=int, default=0, help="number of this machine")
+    example = f"Example: {sys.argv[0]} --config-file cfg.yaml SOLVER.BASE_LR 0.001 OUTPUT_DIR out"
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(epilog=epilog or example, formatter_class=layout)
+    parser.add_argument("--config-file", metavar="FILE", help="path to a YAML config", default="")
+    switches = {
+        "--resume": "continue from the last checkpoint in OUTPUT_DIR, if there is one",
+        "--eval-only": "evaluate, do not train",
+    }
+    for option, meaning in switches.items():
+        parser.add_argument(option, help=meaning, action="store_true")
+    numbers = {
+        "--num-gpus": (1, "processes per machine"),
+        "--num-machines": (1, "number of machines"),
+        "--machine-rank": (0, "number of this machine"),
+    }
+    for option, (default, meaning) in numbers.items():
+        parser.add_argument(option, help=meaning, default=default, type=int)
     parser.add_argument(
         "--dist-url", default="auto", help="rendezvous of the processes (tcp://host:port)"
     )

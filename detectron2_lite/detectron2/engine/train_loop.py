@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -62,11 +63,9 @@ class TrainerBase:
     """
 
     def __init__(self) -> None:
-        self._hooks: list[HookBase] = []
-        self.iter: int = 0
-        self.start_iter: int = 0
-        self.max_iter: int = 0
+        self.iter = self.start_iter = self.max_iter = 0
         self.storage: EventStorage | None = None
+        self._hooks: list[HookBase] = []
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Append hooks; None is skipped. They run in the order of registration."""
@@ -82,21 +81,23 @@ class TrainerBase:
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter .. max_iter - 1`` inside an event storage."""
         logger.info("Training from iteration %d to %d", start_iter, max_iter)
-        self.iter = self.start_iter = start_iter
-        self.max_iter = max_iter
-        with EventStorage(start_iter) as self.storage:
+        self.start_iter, self.max_iter = start_iter, max_iter
+        self.iter = start_iter
+        with EventStorage(start_iter) as self.storage, contextlib.ExitStack() as at_the_end:
+            at_the_end.callback(self.after_train)
             try:
-                self.before_train()
-                for self.iter in range(start_iter, max_iter):
-                    self.before_step()
-                    self.run_step()
-                    self.after_step()
-                self.iter = max(start_iter, max_iter)
+                self._loop()
             except Exception:
                 logger.exception("Training stopped at iteration %d", self.iter)
                 raise
-            finally:
-                self.after_train()
+
+    def _loop(self) -> None:
+        phases = (self.before_step, self.run_step, self.after_step)
+        self.before_train()
+        while self.iter < self.max_iter:
+            for phase in phases:
+                phase()
+            self.iter += 1
 
     def _call_hooks(self, event: str) -> None:
         for hook in self._hooks:
@@ -147,7 +148,8 @@ class TrainerBase:
         by_name: dict[str, HookBase] = {}
         for hook in self._hooks:
             by_name.setdefault(type(hook).__qualname__, hook)
-        for name, state in state_dict.get("hooks", {}).items():
+        saved = state_dict.get("hooks") or {}
+        for name, state in saved.items():
             if name in by_name:
                 by_name[name].load_state_dict(state)
             else:
@@ -192,9 +194,10 @@ class SimpleTrainer(TrainerBase):
 
     @property
     def _data_loader_iter(self) -> Iterator:
-        if self._data_loader_iter_obj is None:
-            self._data_loader_iter_obj = iter(self.data_loader)
-        return self._data_loader_iter_obj
+        running = self._data_loader_iter_obj
+        if running is None:
+            running = self._data_loader_iter_obj = iter(self.data_loader)
+        return running
 
     def reset_data_loader(self, data_loader_builder: Callable[[], Iterable]) -> None:
         """Drop the loader (and its worker processes) before building the next one."""
@@ -207,27 +210,29 @@ class SimpleTrainer(TrainerBase):
         Raises:
             FloatingPointError: when the summed loss is not finite; the weights are not updated.
         """
-        loss_dict, data_time = self._forward()
-        total = sum(loss_dict.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
+        parts, waited = self._forward()
+        total = sum(parts.values())
+        self._clear_gradients(before_forward=False)
         total.backward()
         self.after_backward()
-        self._record(loss_dict, data_time)
+        self._record(parts, waited)
         self.optimizer.step()
+
+    def _clear_gradients(self, before_forward: bool) -> None:
+        """Clear them if this is the moment that `zero_grad_before_forward` asks for."""
+        if before_forward == bool(self.zero_grad_before_forward):
+            self.optimizer.zero_grad()
 
     def _forward(self) -> tuple[dict[str, torch.Tensor], float]:
         """Next batch through the model: losses by name, and the seconds spent waiting for data."""
         assert self.model.training, f"{type(self).__name__}: the model was left in eval mode"
         clock = time.perf_counter()
         batch = next(self._data_loader_iter)
-        data_time = time.perf_counter() - clock
-        if self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
+        waited = time.perf_counter() - clock
+        self._clear_gradients(before_forward=True)
         losses = self._compute_losses(batch)
-        if isinstance(losses, torch.Tensor):
-            losses = {"total_loss": losses}
-        return losses, data_time
+        named = losses if isinstance(losses, Mapping) else {"total_loss": losses}
+        return named, waited
 
     def _compute_losses(self, batch: Any) -> dict[str, torch.Tensor] | torch.Tensor:
         return self.model(batch)
@@ -253,7 +258,7 @@ class SimpleTrainer(TrainerBase):
             self._write_metrics(loss_dict, data_time)
             return
         self._collect()
-        held = {k: v.detach() for k, v in loss_dict.items()}
+        held = {name: loss.detach() for name, loss in loss_dict.items()}
         self._pending.append(
             self._pool.submit(self._write_metrics, held, data_time, iter=self.iter)
         )
@@ -285,11 +290,11 @@ class SimpleTrainer(TrainerBase):
         Raises:
             FloatingPointError: naming the iteration and all losses, when their sum is not finite.
         """
-        row = {k: float(v.detach()) for k, v in loss_dict.items()}
+        row = {name: float(loss.detach()) for name, loss in loss_dict.items()}
         ranks = comm.gather({**row, "data_time": data_time})
         if not comm.is_main_process():
             return
-        mean = {k: sum(r[k] for r in ranks) / len(ranks) for k in row}
+        mean = {name: sum(r[name] for r in ranks) / len(ranks) for name in row}
         total = sum(mean.values())
         if not math.isfinite(total):
             raise FloatingPointError(
@@ -298,8 +303,8 @@ class SimpleTrainer(TrainerBase):
         storage = get_event_storage()
         storage.put_scalar("data_time", max(r["data_time"] for r in ranks), cur_iter=cur_iter)
         storage.put_scalar(f"{prefix}total_loss", total, cur_iter=cur_iter)
-        if len(mean) > 1:
-            storage.put_scalars(cur_iter=cur_iter, **mean)
+        if len(mean) >= 2:
+            storage.put_scalars(**mean, cur_iter=cur_iter)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the optimizer to the base state."""
@@ -307,8 +312,9 @@ class SimpleTrainer(TrainerBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore iteration, hooks and optimizer."""
+        moments = state_dict["optimizer"]
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(state_dict["optimizer"])
+        self.optimizer.load_state_dict(moments)
 
 
 class AMPTrainer(SimpleTrainer):
@@ -358,31 +364,27 @@ class AMPTrainer(SimpleTrainer):
 
     def run_step(self) -> None:
         """One iteration under autocast; the scaler skips steps whose gradients overflowed."""
-        loss_dict, data_time = self._forward()
+        scaler = self.grad_scaler
+        parts, waited = self._forward()
         with torch.autocast("cuda", dtype=self.precision):
-            total = sum(loss_dict.values())
-        if not self.zero_grad_before_forward:
-            self.optimizer.zero_grad()
-        self.grad_scaler.scale(total).backward()
+            total = sum(parts.values())
+        self._clear_gradients(before_forward=False)
+        scaler.scale(total).backward()
         if self.log_grad_scaler:
-            self._write_scale()
+            get_event_storage().put_scalar("[metric]grad_scaler", scaler.get_scale())
         self.after_backward()
-        self._record(loss_dict, data_time)
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
-
-    def _write_scale(self) -> None:
-        get_event_storage().put_scalar("[metric]grad_scaler", self.grad_scaler.get_scale())
+        self._record(parts, waited)
+        scaler.step(self.optimizer)
+        scaler.update()
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the scaler, when it is in use."""
-        state = super().state_dict()
-        if self.grad_scaler.is_enabled():
-            state["grad_scaler"] = self.grad_scaler.state_dict()
-        return state
+        scaler, state = self.grad_scaler, super().state_dict()
+        return {**state, "grad_scaler": scaler.state_dict()} if scaler.is_enabled() else state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore, including the scaler when one was saved."""
         super().load_state_dict(state_dict)
-        if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
-            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
+        saved = state_dict.get("grad_scaler")
+        if saved is not None and self.grad_scaler.is_enabled():
+            self.grad_scaler.load_state_dict(saved)

@@ -81,8 +81,8 @@ class COCOEvaluator(DatasetEvaluator):
             self._max_dets = (1, 10, max_dets_per_image)
         else:
             self._max_dets = tuple(max_dets_per_image)
-        self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
+        self._cpu_device = torch.device("cpu")
         self._coco_api = self._load_ground_truth(dataset_name, allow_cached_coco)
         # Test sets come without annotations: predictions are then only written.
         self._do_evaluation = "annotations" in self._coco_api.dataset
@@ -101,9 +101,9 @@ class COCOEvaluator(DatasetEvaluator):
                 convert_to_coco_json(dataset_name, path, allow_cached=allow_cached)
             comm.synchronize()
             self._metadata.json_file = path
-        local = PathManager.get_local_path(self._metadata.json_file)
+        source = self._metadata.json_file
         with contextlib.redirect_stdout(io.StringIO()):
-            coco = COCO(local)
+            coco = COCO(PathManager.get_local_path(source))
         _complete(coco)
         return coco
 
@@ -116,10 +116,10 @@ class COCOEvaluator(DatasetEvaluator):
         for given, output in zip(inputs, outputs):
             if "instances" not in output:
                 continue
-            image_id = given["image_id"]
-            instances = output["instances"].to(self._cpu_device)
+            number = given["image_id"]
+            found = output["instances"].to(self._cpu_device)
             self._predictions.append(
-                {"image_id": image_id, "instances": instances_to_coco_json(instances, image_id)}
+                {"image_id": number, "instances": instances_to_coco_json(found, number)}
             )
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> OrderedDict | dict:
@@ -144,8 +144,8 @@ class COCOEvaluator(DatasetEvaluator):
             return {}
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
-            path = os.path.join(self._output_dir, "instances_predictions.pth")
-            with PathManager.open(path, "wb") as stream:
+            dump = os.path.join(self._output_dir, "instances_predictions.pth")
+            with PathManager.open(dump, mode="wb") as stream:
                 torch.save(predictions, stream)
         self._evaluate_detections(predictions, img_ids)
         return copy.deepcopy(self._results)

@@ -142,9 +142,9 @@ def inference_on_dataset(
     evaluator.reset()
     watch = _Stopwatch(total)
     with ExitStack() as stack:
-        if isinstance(model, nn.Module):
-            stack.enter_context(inference_context(model))
-        stack.enter_context(torch.no_grad())
+        modes = [inference_context(model)] if isinstance(model, nn.Module) else []
+        for mode in (*modes, torch.no_grad()):
+            stack.enter_context(mode)
         call("start")
         before = time.perf_counter()
         for index, inputs in enumerate(data_loader):

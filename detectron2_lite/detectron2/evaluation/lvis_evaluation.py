@@ -66,10 +66,10 @@ class LVISEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = _MAX_DETS if max_dets_per_image is None else max_dets_per_image
-        self._cpu_device = torch.device("cpu")
         self._metadata = MetadataCatalog.get(dataset_name)
-        path = PathManager.get_local_path(self._metadata.json_file)
-        self._lvis_api = _lvis().LVIS(path)
+        self._cpu_device = torch.device("cpu")
+        truth = self._metadata.json_file
+        self._lvis_api = _lvis().LVIS(PathManager.get_local_path(truth))
         # Test sets come without annotations: predictions are then only written.
         self._do_evaluation = bool(self._lvis_api.get_ann_ids())
         self._predictions: list[dict[str, Any]] = []
@@ -118,7 +118,7 @@ class LVISEvaluator(DatasetEvaluator):
     def _write(self, predictions: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
         PathManager.mkdirs(self._output_dir)
         dump = os.path.join(self._output_dir, "instances_predictions.pth")
-        with PathManager.open(dump, "wb") as stream:
+        with PathManager.open(dump, mode="wb") as stream:
             torch.save(predictions, stream)
         path = os.path.join(self._output_dir, "lvis_instances_results.json")
         logger.info("Predictions in COCO's result format go to %s", path)

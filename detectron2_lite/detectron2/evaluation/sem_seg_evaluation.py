@@ -62,9 +62,8 @@ class SemSegEvaluator(DatasetEvaluator):
     ) -> None:
         if num_classes is not None or ignore_label is not None:
             logger.warning("num_classes and ignore_label of SemSegEvaluator are deprecated")
-        self._distributed = distributed
-        self._output_dir = output_dir
         self._cpu_device = torch.device("cpu")
+        self._output_dir, self._distributed = output_dir, distributed
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self.input_file_to_gt_file = {
             record["file_name"]: record["sem_seg_file_name"]
@@ -97,7 +96,8 @@ class SemSegEvaluator(DatasetEvaluator):
                 ``ignore_label``, or another size than the prediction.
         """
         for given, output in zip(inputs, outputs):
-            predicted = output["sem_seg"].argmax(dim=0).to(self._cpu_device).numpy()
+            likeliest = output["sem_seg"].argmax(dim=0)
+            predicted = likeliest.numpy(force=True)
             path = self.input_file_to_gt_file[given["file_name"]]
             truth = np.array(self.sem_seg_loading_fn(path, dtype=int))
             self._count(predicted, truth, path)
@@ -154,12 +154,11 @@ class SemSegEvaluator(DatasetEvaluator):
         if self._output_dir:
             PathManager.mkdirs(self._output_dir)
             rows = [row for _, predictions in gathered for row in predictions]
-            path = os.path.join(self._output_dir, "sem_seg_predictions.json")
-            with PathManager.open(path, "w") as stream:
-                json.dump(rows, stream)
-            path = os.path.join(self._output_dir, "sem_seg_evaluation.pth")
-            with PathManager.open(path, "wb") as stream:
-                torch.save(scores, stream)
+            folder = self._output_dir
+            with PathManager.open(os.path.join(folder, "sem_seg_predictions.json"), "w") as text:
+                json.dump(rows, text)
+            with PathManager.open(os.path.join(folder, "sem_seg_evaluation.pth"), "wb") as dump:
+                torch.save(scores, dump)
         logger.info("%s", results)
         return results
 

@@ -40,9 +40,9 @@ class FrozenBatchNorm2d(nn.Module):
             # never asked for; one multiply-add does not.
             scale, shift = self._affine()
             return x * scale.to(x.dtype) + shift.to(x.dtype)
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, False, eps=self.eps
-        )
+        scale, shift = self.weight, self.bias
+        mean, variance = self.running_mean, self.running_var
+        return F.batch_norm(x, mean, variance, scale, shift, training=False, eps=self.eps)
 
     def _affine(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * torch.rsqrt(self.running_var + self.eps)
@@ -138,9 +138,9 @@ class LayerNorm2d(nn.Module):
 
     def __init__(self, normalized_shape: int, eps: float = 1e-6) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(normalized_shape))
-        self.bias = nn.Parameter(torch.zeros(normalized_shape))
-        self.eps = eps
+        self.eps, channels = eps, torch.zeros(normalized_shape)
+        self.register_parameter("weight", nn.Parameter(channels + 1))
+        self.register_parameter("bias", nn.Parameter(channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W) over C."""

@@ -45,14 +45,9 @@ class ROIAlign(nn.Module):
         """
         if rois.dim() != 2 or rois.size(1) != 5:
             raise ValueError(f"rois must be (R, 5), got {tuple(rois.shape)}")
-        return roi_align(
-            input,
-            rois.to(input.dtype),
-            self.output_size,
-            self.spatial_scale,
-            self.sampling_ratio,
-            self.aligned,
-        )
+        names = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
+        settings = {name: getattr(self, name) for name in names}
+        return roi_align(input, rois.to(input.dtype), **settings)
 
     def extra_repr(self) -> str:
         fields = ("output_size", "spatial_scale", "sampling_ratio", "aligned")

@@ -48,8 +48,8 @@ class Conv2d(nn.Conv2d):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.norm = norm
-        self.activation = activation
+        # Both run in forward, in this order; the norm is a module with parameters of its own.
+        self.norm, self.activation = norm, activation
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W')."""
@@ -76,9 +76,9 @@ def empty_input_loss_func_wrapper(loss_func: Callable[..., Tensor]) -> Callable[
 
     @wraps(loss_func)
     def guarded(input: Tensor, target: Tensor, *, reduction: str = "mean", **kwargs: Any) -> Tensor:
-        if reduction == "mean" and target.numel() == 0:
-            return input.sum() * 0.0
-        return loss_func(input, target, reduction=reduction, **kwargs)
+        empty_mean = not target.numel() and reduction == "mean"
+        kwargs["reduction"] = reduction
+        return 0.0 * input.sum() if empty_mean else loss_func(input, target, **kwargs)
 
     return guarded
 

@@ -48,6 +48,38 @@ def _spread(params: Sequence, num_levels: int, name: str) -> list[Sequence[float
     return nested
 
 
+def _on_grid(feature: torch.Tensor, stride: int, cell: torch.Tensor, offset: float) -> torch.Tensor:
+    """(H * W * A, 4) the anchors `cell` (A, 4) at every cell of a map (..., H, W)."""
+    height, width = feature.shape[-2], feature.shape[-1]
+    ys = (torch.arange(height, device=cell.device, dtype=cell.dtype) + offset) * stride
+    xs = (torch.arange(width, device=cell.device, dtype=cell.dtype) + offset) * stride
+    grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).repeat(1, 1, 2)
+    return (grid[:, :, None] + cell).reshape(-1, 4)
+
+
+class _TensorBoxes:
+    """`Boxes` as far as TorchScript understands it."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+
+class _ScriptableGenerator(nn.Module):
+    """A generator with its anchors fixed; TorchScript cannot compile `configurable` classes."""
+
+    def __init__(self, cells: list[torch.Tensor], strides: list[int], offset: float) -> None:
+        super().__init__()
+        self.cells = cells
+        self.strides = strides
+        self.offset = offset
+
+    def forward(self, features: list[torch.Tensor]) -> list[_TensorBoxes]:
+        boxes: list[_TensorBoxes] = []
+        for feature, stride, cell in zip(features, self.strides, self.cells):
+            boxes.append(_TensorBoxes(_on_grid(feature, stride, cell, self.offset)))
+        return boxes
+
+
 @ANCHOR_GENERATOR_REGISTRY.register()
 class DefaultAnchorGenerator(nn.Module):
     """Anchors of every size and aspect ratio of a level, at every cell of its grid.
@@ -122,15 +154,12 @@ class DefaultAnchorGenerator(nn.Module):
         Returns:
             Per level `Boxes` of H_l * W_l * A_l anchors, in the order of (H, W, A).
         """
-        anchors = []
-        for feature, stride, cell in zip(features, self.strides, self.cell_anchors, strict=True):
-            ys, xs = (
-                (torch.arange(n, device=cell.device, dtype=cell.dtype) + self.offset) * stride
-                for n in feature.shape[-2:]
-            )
-            grid = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), dim=-1).repeat(1, 1, 2)
-            anchors.append(Boxes((grid[:, :, None] + cell).reshape(-1, 4)))
-        return anchors
+        levels = zip(features, self.strides, self.cell_anchors, strict=True)
+        return [Boxes(_on_grid(*level, self.offset)) for level in levels]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` compiles in place of this module."""
+        return _ScriptableGenerator(list(self.cell_anchors), self.strides, self.offset)
 
 
 def build_anchor_generator(cfg, input_shape: list[ShapeSpec]) -> nn.Module:

@@ -109,9 +109,9 @@ class ROIPooler(nn.Module):
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
             return self.level_poolers[0](x[0], rois)
-        level_of = assign_boxes_to_levels(
-            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
-        )
+        canonical = self.canonical_box_size, self.canonical_level
+        lowest, highest = self.min_level, self.max_level
+        level_of = assign_boxes_to_levels(box_lists, lowest, highest, *canonical)
         index, pooled = [], []
         for level, (feature, pooler) in enumerate(zip(x, self.level_poolers)):
             chosen = (level_of == level).nonzero().flatten()

@@ -53,6 +53,6 @@ def sem_seg_postprocess(
     """Cut the padding off (C, H, W) logits and resize them to (C, output_height, output_width)."""
     height, width = img_size
     valid = result[None, :, :height, :width]
-    return F.interpolate(
-        valid, size=(output_height, output_width), mode="bilinear", align_corners=False
-    )[0]
+    wanted = output_height, output_width
+    (resized,) = F.interpolate(valid, wanted, mode="bilinear", align_corners=False)
+    return resized

@@ -60,11 +60,10 @@ class WarmupParamScheduler(CompositeParamScheduler):
             raise ValueError(
                 f'SOLVER.WARMUP_METHOD must be "linear" or "constant": {warmup_method}'
             )
-        super().__init__(
-            [warmup, scheduler],
-            interval_scaling=["rescaled", "rescaled" if rescale_interval else "fixed"],
-            lengths=[warmup_length, 1.0 - warmup_length],
-        )
+        lengths = [warmup_length, 1.0 - warmup_length]
+        # "fixed": the warm-up replaces the schedule's beginning and does not push it back.
+        rest = "rescaled" if rescale_interval else "fixed"
+        super().__init__([warmup, scheduler], lengths, ["rescaled", rest])
 
 
 class LRMultiplier(LRScheduler):

@@ -49,9 +49,8 @@ class VisImage:
     """
 
     def __init__(self, img: np.ndarray, scale: float = 1.0) -> None:
-        self.img = img
-        self.scale = scale
-        self.width, self.height = img.shape[1], img.shape[0]
+        self.height, self.width = img.shape[:2]
+        self.scale, self.img = scale, img
         # The small addends keep products such as 0.29 * 100 from falling below their whole number.
         columns = max(int(self.width * scale + 1e-6), 1)
         rows = max(int(self.height * scale + 1e-6), 1)
@@ -173,16 +172,10 @@ class Shapes:
     ) -> VisImage:
         """Draw the outline of an XYXY box."""
         left, top, right, bottom = (float(value) for value in box_coord)
-        outline = Rectangle(
-            (left, top),
-            right - left,
-            bottom - top,
-            fill=False,
-            edgecolor=edge_color,
-            linewidth=max(self._default_font_size / 4, 1) * self.output.scale,
-            alpha=alpha,
-            linestyle=line_style,
-        )
+        pen = max(1, self._default_font_size / 4) * self.output.scale
+        look = {"edgecolor": edge_color, "linestyle": line_style, "linewidth": pen}
+        size = right - left, bottom - top
+        outline = Rectangle((left, top), *size, alpha=alpha, fill=False, **look)
         self.output.ax.add_patch(outline)
         return self.output
 

@@ -84,10 +84,10 @@ class Visualizer(Shapes):
             raise ValueError(f"Expected an (H, W, 3) RGB image, got the shape {pixels.shape}")
         self.img = np.clip(pixels, 0, 255).astype(np.uint8)
         self.metadata = Metadata(name="none given") if metadata is None else metadata
-        self.output = VisImage(self.img, scale=scale)
-        self.cpu_device = torch.device("cpu")
-        self._instance_mode = instance_mode
-        side = (self.output.height * self.output.width) ** 0.5
+        self._instance_mode, self.cpu_device = instance_mode, torch.device("cpu")
+        self.output = VisImage(self.img, scale)
+        height, width = self.img.shape[:2]
+        side = (height * width) ** 0.5
         self._default_font_size = max(side // 90, 10 // scale) * font_size_scale
 
     def get_output(self) -> VisImage:

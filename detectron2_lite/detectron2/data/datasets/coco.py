@@ -55,12 +55,11 @@ def load_coco_json(
     """
     from pycocotools.coco import COCO
 
-    timer = Timer()
-    json_file = PathManager.get_local_path(json_file)
+    clock, local = Timer(), PathManager.get_local_path(json_file)
     with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(json_file)
-    if timer.seconds() > 1:
-        logger.info("Loading %s took %.2f s", json_file, timer.seconds())
+        coco = COCO(local)
+    if clock.seconds() > 1:
+        logger.info("Loading %s took %.2f s", local, clock.seconds())
     id_map = _publish_categories(coco, dataset_name)
     _check_unique_ids(coco, json_file)
     keys = (*_KEYS, *(extra_annotation_keys or ()))

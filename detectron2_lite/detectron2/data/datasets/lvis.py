@@ -40,10 +40,10 @@ def register_lvis_instances(
     Raises:
         AssertionError: when the name is taken.
     """
-    DatasetCatalog.register(name, lambda: load_lvis_json(json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="lvis", **metadata
-    )
+    files = {"json_file": json_file, "image_root": image_root}
+    # Read when the data set is used, not now.
+    DatasetCatalog.register(name, lambda: load_lvis_json(**files, dataset_name=name))
+    MetadataCatalog.get(name).set(**files, **metadata, evaluator_type="lvis")
 
 
 def get_lvis_instances_meta(dataset_name: str) -> dict[str, Any]:

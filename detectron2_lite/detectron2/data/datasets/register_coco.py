@@ -27,7 +27,7 @@ def register_coco_instances(
     assert isinstance(name, str), f"the dataset name must be a string, got {name!r}"
     assert isinstance(json_file, (str, os.PathLike)), f"not a path: {json_file!r}"
     assert isinstance(image_root, (str, os.PathLike)), f"not a path: {image_root!r}"
-    DatasetCatalog.register(name, lambda: load_coco_json(json_file, image_root, name))
-    MetadataCatalog.get(name).set(
-        json_file=json_file, image_root=image_root, evaluator_type="coco", **metadata
-    )
+    files = {"json_file": json_file, "image_root": image_root}
+    # Read when the data set is used, not now.
+    DatasetCatalog.register(name, lambda: load_coco_json(**files, dataset_name=name))
+    MetadataCatalog.get(name).set(**files, **metadata, evaluator_type="coco")

@@ -93,7 +93,7 @@ class Augmentation:
         return np.random.uniform(low, high, [] if size is None else size)
 
     def __repr__(self) -> str:
-        """The class with those constructor arguments that are not defaults."""
+        """The class with those constructor arguments that were given."""
         parts = []
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             if name == "self":
@@ -101,17 +101,13 @@ class Augmentation:
             if not hasattr(self, name):
                 return super().__repr__()
             value = getattr(self, name)
-            # Identity first: arrays do not compare to one truth value.
-            if value is parameter.default or _same(value, parameter.default):
+            # Not `==`: what the caller stated is shown, even where it equals the default.
+            if value is parameter.default:
                 continue
             parts.append(f"{name}={value!r}")
         return f"{type(self).__name__}({', '.join(parts)})"
 
     __str__ = __repr__
-
-
-def _same(value: Any, default: Any) -> bool:
-    return type(value) is type(default) and bool(np.all(value == default))
 
 
 class _Fixed(Augmentation):
@@ -178,11 +174,15 @@ class AugInput:
 
     def transform(self, tfm: Transform) -> None:
         """Apply a transform to everything that is there."""
-        self.image = tfm.apply_image(self.image)
-        if self.boxes is not None:
-            self.boxes = tfm.apply_box(self.boxes)
-        if self.sem_seg is not None:
-            self.sem_seg = tfm.apply_segmentation(self.sem_seg)
+        parts = {
+            "image": tfm.apply_image,
+            "boxes": tfm.apply_box,
+            "sem_seg": tfm.apply_segmentation,
+        }
+        for name, apply in parts.items():
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, apply(value))
 
     def apply_augmentations(
         self, augmentations: Sequence[Augmentation | Transform]

@@ -132,7 +132,7 @@ class ResizeShortestEdge(Augmentation):
             raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
         is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
-            short_edge_length = (short_edge_length, short_edge_length)
+            short_edge_length = (short_edge_length,) * 2
         if is_range and len(short_edge_length) != 2:
             raise ValueError(f"a range needs two values, got {short_edge_length}")
         self._init(locals())
@@ -305,7 +305,8 @@ class _RandomIntensity(Augmentation):
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The blend for this image; weight 1 keeps it as it is."""
-        weight = np.random.uniform(self.intensity_min, self.intensity_max)
+        low, high = self.intensity_min, self.intensity_max
+        weight = np.random.uniform(low, high)
         return BlendTransform(self._reference(image), src_weight=1 - weight, dst_weight=weight)
 
 
@@ -329,7 +330,8 @@ class RandomSaturation(_RandomIntensity):
     def _reference(self, image: np.ndarray) -> np.ndarray:
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"RandomSaturation needs an RGB image, got shape {image.shape}")
-        return image.dot([0.299, 0.587, 0.114])[:, :, None]
+        luma = np.array([[0.299], [0.587], [0.114]])
+        return image @ luma
 
 
 class RandomLighting(Augmentation):
@@ -341,19 +343,18 @@ class RandomLighting(Augmentation):
 
     def __init__(self, scale: float) -> None:
         super().__init__()
-        self._init(locals())
-        self.eigen_vecs = np.array(
-            [
-                [-0.5675, 0.7192, 0.4009],
-                [-0.5808, -0.0045, -0.8140],
-                [-0.5836, -0.6948, 0.4203],
-            ]
-        )
-        self.eigen_vals = np.array([0.2175, 0.0188, 0.0045])
+        # Standard deviation of each component, and the component (as a column).
+        deviations = (0.2175, 0.0188, 0.0045)
+        red = (-0.5675, 0.7192, 0.4009)
+        green = (-0.5808, -0.0045, -0.8140)
+        blue = (-0.5836, -0.6948, 0.4203)
+        self.eigen_vals, self.eigen_vecs = np.array(deviations), np.array((red, green, blue))
+        self.scale = scale
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """One colour offset for the whole image."""
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(f"RandomLighting needs an RGB image, got shape {image.shape}")
-        mixture = np.random.normal(scale=self.scale, size=3) * self.eigen_vals
+        draws = np.random.normal(0.0, self.scale, size=3)
+        mixture = self.eigen_vals * draws
         return BlendTransform(self.eigen_vecs.dot(mixture), src_weight=1.0, dst_weight=1.0)

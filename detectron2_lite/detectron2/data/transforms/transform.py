@@ -118,8 +118,7 @@ class ResizeTransform(Transform):
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale (N, 2) xy points in place."""
-        coords[:, 0] = coords[:, 0] * (self.new_w / self.w)
-        coords[:, 1] = coords[:, 1] * (self.new_h / self.h)
+        coords[:] = coords * [self.new_w / self.w, self.new_h / self.h]
         return coords
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:

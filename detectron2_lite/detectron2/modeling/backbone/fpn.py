@@ -134,10 +134,10 @@ class LastLevelP6P7(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5"):
         super().__init__()
-        self.num_levels = 2
-        self.in_feature = in_feature
-        self.p6 = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
-        self.p7 = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+        self.in_feature, self.num_levels = in_feature, 2
+        halve = {"kernel_size": 3, "padding": 1, "stride": 2}
+        self.p6 = nn.Conv2d(in_channels, out_channels, **halve)
+        self.p7 = nn.Conv2d(out_channels, out_channels, **halve)
         for layer in (self.p6, self.p7):
             c2_xavier_fill(layer)
 

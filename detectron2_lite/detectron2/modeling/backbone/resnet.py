@@ -183,9 +183,9 @@ class ResNet(Backbone):
             channels = blocks[-1].out_channels
             self._out_feature_channels[name], self._out_feature_strides[name] = channels, stride
         if num_classes is not None:
-            self.avgpool = nn.AdaptiveAvgPool2d((1, 1))
-            self.linear = nn.Linear(channels, num_classes)
-            nn.init.normal_(self.linear.weight, std=0.01)
+            classifier = nn.Linear(channels, num_classes)
+            nn.init.normal_(classifier.weight, std=0.01)
+            self.avgpool, self.linear = nn.AdaptiveAvgPool2d(1), classifier
 
         self._out_features = list(out_features)
         known = {"stem", "linear", *names}

@@ -96,15 +96,15 @@ class GeneralizedRCNN(ImageModel):
             In training {name: scalar loss}; else per image {"instances": Instances} with
             "pred_boxes", "pred_classes", "scores" and, with a mask head, "pred_masks".
         """
-        if not self.training:
-            return self.inference(batched_inputs)
-        images = self.preprocess_image(batched_inputs)
-        targets = self._on_device(batched_inputs, "instances")
-        features = self.backbone(images.tensor)
-        proposals, losses = self._propose(batched_inputs, images, features, targets)
-        _, head_losses = self.roi_heads(images, features, proposals, targets)
-        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
-            self.visualize_training(batched_inputs, proposals)
+        return (self._losses if self.training else self.inference)(batched_inputs)
+
+    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        images, truth = self.preprocess_image(batch), self._on_device(batch, "instances")
+        maps = self.backbone(images.tensor)
+        proposals, losses = self._propose(batch, images, maps, truth)
+        _, head_losses = self.roi_heads(images, maps, proposals, truth)
+        if self.vis_period > 0 and not get_event_storage().iter % self.vis_period:
+            self.visualize_training(batch, proposals)
         return head_losses | losses
 
     def _propose(
@@ -137,13 +137,13 @@ class GeneralizedRCNN(ImageModel):
         """
         assert not self.training, "inference needs eval mode"
         images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        if detected_instances is None:
-            proposals, _ = self._propose(batched_inputs, images, features)
-            results, _ = self.roi_heads(images, features, proposals, None)
+        maps = self.backbone(images.tensor)
+        if detected_instances is not None:
+            boxes = [detected.to(self.device) for detected in detected_instances]
+            results = self.roi_heads.forward_with_given_boxes(maps, boxes)
         else:
-            given = [x.to(self.device) for x in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(features, given)
+            candidates, _ = self._propose(batched_inputs, images, maps)
+            results, _ = self.roi_heads(images, maps, candidates, None)
         if not do_postprocess:
             return results
         return self._postprocess(results, batched_inputs, images.image_sizes)
@@ -174,13 +174,10 @@ class ProposalNetwork(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        body, pixels = build_backbone(cfg), cfg.MODEL
+        proposer = build_proposal_generator(cfg, body.output_shape())
+        statistics = {"pixel_mean": pixels.PIXEL_MEAN, "pixel_std": pixels.PIXEL_STD}
+        return {"backbone": body, "proposal_generator": proposer, **statistics}
 
     def forward(self, batched_inputs: Batch):
         """In training {name: scalar loss}; else per image {"proposals": Instances}."""

@@ -56,25 +56,21 @@ class SemanticSegmentor(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        backbone = build_backbone(cfg)
-        return {
-            "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
-            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
-            "pixel_std": cfg.MODEL.PIXEL_STD,
-        }
+        body, pixels = build_backbone(cfg), cfg.MODEL
+        head = build_sem_seg_head(cfg, body.output_shape())
+        statistics = {"pixel_mean": pixels.PIXEL_MEAN, "pixel_std": pixels.PIXEL_STD}
+        return {"backbone": body, "sem_seg_head": head, **statistics}
 
     def _padded_targets(self, batched_inputs: Batch) -> torch.Tensor | None:
         """(B, H, W) class of each pixel, or None where the batch has no "sem_seg"."""
         maps = self._on_device(batched_inputs, "sem_seg")
         if maps is None:
             return None
-        return ImageList.from_tensors(
-            maps,
-            self.backbone.size_divisibility,
-            self.sem_seg_head.ignore_value,
-            self.backbone.padding_constraints,
-        ).tensor
+        body, ignored = self.backbone, self.sem_seg_head.ignore_value
+        batch = ImageList.from_tensors(
+            maps, body.size_divisibility, ignored, body.padding_constraints
+        )
+        return batch.tensor
 
     def forward(self, batched_inputs: Batch):
         """
@@ -157,14 +153,16 @@ class SemSegFPNHead(nn.Module):
             c2_msra_fill(conv)
             layers.append(conv)
             if shape.stride != self.common_stride:
-                layers.append(nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False))
+                smooth = {"mode": "bilinear", "align_corners": False}
+                layers.append(nn.Upsample(scale_factor=2, **smooth))
         return nn.Sequential(*layers)
 
     @classmethod
     def from_config(cls, cfg, input_shape: dict[str, ShapeSpec]) -> dict:
         node = cfg.MODEL.SEM_SEG_HEAD
+        used = frozenset(node.IN_FEATURES)
         return {
-            "input_shape": {k: v for k, v in input_shape.items() if k in node.IN_FEATURES},
+            "input_shape": {name: input_shape[name] for name in input_shape if name in used},
             "num_classes": node.NUM_CLASSES,
             "conv_dims": node.CONVS_DIM,
             "common_stride": node.COMMON_STRIDE,

@@ -71,9 +71,9 @@ class StandardRPNHead(nn.Module):
                 self.conv.add_module(f"conv{number}", layer)
         self.objectness_logits = nn.Conv2d(width, num_anchors, kernel_size=1)
         self.anchor_deltas = nn.Conv2d(width, num_anchors * box_dim, kernel_size=1)
-        for layer in (*hidden, self.objectness_logits, self.anchor_deltas):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        for convolution in (*hidden, self.objectness_logits, self.anchor_deltas):
+            nn.init.zeros_(convolution.bias)
+            nn.init.normal_(convolution.weight, std=0.01)
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
@@ -132,18 +132,18 @@ class RPN(nn.Module):
             loss_weight: one for both losses or by name, "loss_rpn_cls" and "loss_rpn_loc".
         """
         super().__init__()
-        self.in_features = in_features
-        self.rpn_head = head
-        self.anchor_generator = anchor_generator
-        self.anchor_matcher = anchor_matcher
-        self.box2box_transform = box2box_transform
+        self.rpn_head, self.in_features = head, in_features
+        self.anchor_generator, self.box2box_transform = anchor_generator, box2box_transform
+        # Targets
+        self.anchor_matcher, self.anchor_boundary_thresh = anchor_matcher, anchor_boundary_thresh
         self.batch_size_per_image = batch_size_per_image
         self.positive_fraction = positive_fraction
-        self.pre_nms_topk = dict(zip((True, False), pre_nms_topk))  # keyed by self.training
-        self.post_nms_topk = dict(zip((True, False), post_nms_topk))
-        self.nms_thresh = nms_thresh
-        self.min_box_size = float(min_box_size)
-        self.anchor_boundary_thresh = anchor_boundary_thresh
+        # Proposals; the two counts are keyed by self.training
+        modes = (True, False)
+        self.min_box_size, self.nms_thresh = float(min_box_size), nms_thresh
+        self.pre_nms_topk, self.post_nms_topk = (
+            dict(zip(modes, counts)) for counts in (pre_nms_topk, post_nms_topk)
+        )
         if not isinstance(loss_weight, dict):
             loss_weight = dict.fromkeys(("loss_rpn_cls", "loss_rpn_loc"), loss_weight)
         self.loss_weight = loss_weight
@@ -177,7 +177,8 @@ class RPN(nn.Module):
 
     def _subsample_labels(self, label: torch.Tensor) -> torch.Tensor:
         """Turn, in place, all of (R,) labels to -1 but a random sample of 1s and 0s."""
-        chosen = subsample_labels(label, self.batch_size_per_image, self.positive_fraction, 0)
+        count, share = self.batch_size_per_image, self.positive_fraction
+        chosen = subsample_labels(label, count, share, bg_label=0)
         label.fill_(-1)
         for value, index in zip((1, 0), chosen):
             label[index] = value
@@ -250,7 +251,8 @@ class RPN(nn.Module):
         # The constant divisor weighs both losses alike and keeps images with few positives quiet.
         divisor = self.batch_size_per_image * batch
         sums = {"loss_rpn_cls": class_loss, "loss_rpn_loc": box_loss}
-        return {k: v / divisor * self.loss_weight.get(k, 1.0) for k, v in sums.items()}
+        weights = self.loss_weight
+        return {name: weights.get(name, 1.0) * (s / divisor) for name, s in sums.items()}
 
     def forward(
         self,
@@ -285,15 +287,16 @@ class RPN(nn.Module):
         image_sizes: list[tuple[int, int]],
     ) -> list[Instances]:
         """Decode and select; shapes as for `losses`."""
+        mode = self.training
         return find_top_rpn_proposals(
-            self._decode_proposals(anchors, pred_anchor_deltas),
-            pred_objectness_logits,
-            image_sizes,
-            self.nms_thresh,
-            self.pre_nms_topk[self.training],
-            self.post_nms_topk[self.training],
-            self.min_box_size,
-            self.training,
+            proposals=self._decode_proposals(anchors, pred_anchor_deltas),
+            pred_objectness_logits=pred_objectness_logits,
+            image_sizes=image_sizes,
+            nms_thresh=self.nms_thresh,
+            min_box_size=self.min_box_size,
+            pre_nms_topk=self.pre_nms_topk[mode],
+            post_nms_topk=self.post_nms_topk[mode],
+            training=mode,
         )
 
     def _decode_proposals(

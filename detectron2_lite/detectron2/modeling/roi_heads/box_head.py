@@ -43,16 +43,9 @@ class FastRCNNConvFCHead(nn.Sequential):
         assert len(conv_dims) + len(fc_dims) > 0, "a box head needs at least one layer"
         size = (input_shape.channels, input_shape.height, input_shape.width)
         for number, dim in enumerate(conv_dims, start=1):
-            conv = Conv2d(
-                size[0],
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            self.add_module(f"conv{number}", conv)
+            window = {"kernel_size": 3, "padding": 1, "bias": not conv_norm}
+            after = {"norm": get_norm(conv_norm, dim), "activation": nn.ReLU()}
+            self.add_module(f"conv{number}", Conv2d(size[0], dim, **window, **after))
             size = (dim, *size[1:])
         for number, dim in enumerate(fc_dims, start=1):
             if number == 1:

@@ -1,5 +1,6 @@
 """Box predictor of the second stage: scores, deltas, their losses and the final suppression."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -147,9 +148,10 @@ class FastRCNNOutputLayers(nn.Module):
             fed_loss_num_classes: how many classes count.
         """
         super().__init__()
-        if isinstance(input_shape, int):
-            input_shape = ShapeSpec(channels=input_shape)
-        inputs = input_shape.channels * (input_shape.height or 1) * (input_shape.width or 1)
+        inputs = input_shape
+        if not isinstance(inputs, int):
+            sides = inputs.height or 1, inputs.width or 1
+            inputs = inputs.channels * math.prod(sides)
         self.num_classes = num_classes
         box_sets = 1 if cls_agnostic_bbox_reg else num_classes
         self.cls_score = nn.Linear(inputs, num_classes + 1)

@@ -160,16 +160,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
         *body, up = conv_dims
         width = input_shape.channels
         for number, dim in enumerate(body, start=1):
-            conv = Conv2d(
-                width,
-                dim,
-                kernel_size=3,
-                padding=1,
-                bias=not conv_norm,
-                norm=get_norm(conv_norm, dim),
-                activation=nn.ReLU(),
-            )
-            self.add_module(f"mask_fcn{number}", conv)
+            window = {"kernel_size": 3, "padding": 1, "bias": not conv_norm}
+            after = {"norm": get_norm(conv_norm, dim), "activation": nn.ReLU()}
+            self.add_module(f"mask_fcn{number}", Conv2d(width, dim, **window, **after))
             width = dim
         self.deconv = ConvTranspose2d(width, up, kernel_size=2, stride=2)
         self.deconv_relu = nn.ReLU()
@@ -178,8 +171,9 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
             if name.startswith("mask_fcn") or name == "deconv":
                 c2_msra_fill(layer)
         # Small logits at the start, as for any output layer of the detector.
-        nn.init.normal_(self.predictor.weight, std=0.001)
-        nn.init.zeros_(self.predictor.bias)
+        last = self.predictor
+        nn.init.zeros_(last.bias)
+        nn.init.normal_(last.weight, std=0.001)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:

@@ -50,10 +50,9 @@ class Res5ROIHeads(ROIHeads):
         super().__init__(**kwargs)
         self.in_features = in_features
         self.pooler = pooler
-        self.res5 = nn.Sequential(*res5) if isinstance(res5, (list, tuple)) else res5
-        self.box_predictor = box_predictor
-        self.mask_on = mask_head is not None
-        if self.mask_on:
+        self.res5 = res5 if isinstance(res5, nn.Module) else nn.Sequential(*res5)
+        self.mask_on, self.box_predictor = mask_head is not None, box_predictor
+        if mask_head is not None:
             self.mask_head = mask_head
 
     @classmethod

@@ -221,12 +221,10 @@ class StandardROIHeads(ROIHeads):
             kwargs: of `ROIHeads`.
         """
         super().__init__(**kwargs)
-        self.in_features = self.box_in_features = box_in_features
-        self.box_pooler = box_pooler
-        self.box_head = box_head
+        self.keypoint_on, self.mask_on = False, mask_in_features is not None
+        self.box_in_features = self.in_features = box_in_features
+        self.box_pooler, self.box_head = box_pooler, box_head
         self.box_predictor = box_predictor
-        self.mask_on = mask_in_features is not None
-        self.keypoint_on = False
         if self.mask_on:
             self.mask_in_features = mask_in_features
             self.mask_pooler = mask_pooler
@@ -317,11 +315,15 @@ class StandardROIHeads(ROIHeads):
             return self.box_predictor.inference(predictions, proposals)[0]
         losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
-            with torch.no_grad():
-                moved = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
-            for p, boxes in zip(proposals, moved):
-                p.proposal_boxes = Boxes(boxes)
+            self._move_proposals(predictions, proposals)
         return losses
+
+    @torch.no_grad()
+    def _move_proposals(self, predictions: tuple, proposals: list[Instances]) -> None:
+        """Replace each proposal by the box predicted for its true class."""
+        moved = self.box_predictor.predict_boxes_for_gt_classes(predictions, proposals)
+        for proposal, boxes in zip(proposals, moved):
+            proposal.proposal_boxes = Boxes(boxes)
 
     def _forward_mask(self, features: Features, instances: list[Instances]):
         """Losses of the mask branch in training, else ``instances`` with "pred_masks".

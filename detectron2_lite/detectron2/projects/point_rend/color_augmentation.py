@@ -128,7 +128,8 @@ class ColorAugSSDTransform(Transform):
         """Perhaps more or less contrast."""
         if not random.randrange(2):
             return img
-        return self.convert(img, alpha=random.uniform(self.contrast_low, self.contrast_high))
+        contrast = random.uniform(self.contrast_low, self.contrast_high)
+        return self.convert(img, alpha=contrast)
 
     def saturation(self, img: np.ndarray) -> np.ndarray:
         """Perhaps paler or more vivid; BGR."""

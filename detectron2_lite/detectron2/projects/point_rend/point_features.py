@@ -47,7 +47,8 @@ def generate_regular_grid_point_coords(
     """(R, side_size ** 2, 2): the centres of a regular grid's cells, row by row, R times."""
     centre = (torch.arange(side_size, dtype=torch.float32, device=device) + 0.5) / side_size
     y, x = torch.meshgrid(centre, centre, indexing="ij")
-    return torch.stack([x, y], dim=-1).view(1, -1, 2).expand(R, -1, -1)
+    points = torch.stack((x, y), dim=2).flatten(0, 1)
+    return points.expand(R, *points.shape)
 
 
 def get_uncertain_point_coords_with_randomness(
