@@ -52,11 +52,12 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
     "views",
-    "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors files "
+    "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
+    "export.coco export.outlines export.source export.voc export.yolo files "
     "image_cache image_paths label_job labeler loader mask_iou masks progress "
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
-    "report.statistics report.thresholds report.training store validation validation_images "
+    "report.statistics report.thresholds report.training review store validation validation_images "
     "validation_masks validation_records validation_report weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
