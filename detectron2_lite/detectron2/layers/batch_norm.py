@@ -13,6 +13,12 @@ from torch import Tensor, nn
 __all__ = ["FrozenBatchNorm2d", "LayerNorm2d", "NaiveSyncBatchNorm", "get_norm"]
 
 
+def _scale_and_shift(norm: nn.Module, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    """The two (C, 1, 1) terms that normalise by given statistics (C,) and apply `norm`'s own."""
+    scale = (var + norm.eps).rsqrt() * norm.weight
+    return scale[:, None, None], (norm.bias - mean * scale)[:, None, None]
+
+
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics *and* affine terms are constants.
 
@@ -38,16 +44,11 @@ class FrozenBatchNorm2d(nn.Module):
         if x.requires_grad:
             # The fused kernel would keep x alive for a gradient of the affine terms that is
             # never asked for; one multiply-add does not.
-            scale, shift = self._affine()
+            scale, shift = _scale_and_shift(self, self.running_mean, self.running_var)
             return x * scale.to(x.dtype) + shift.to(x.dtype)
         scale, shift = self.weight, self.bias
         mean, variance = self.running_mean, self.running_var
         return F.batch_norm(x, mean, variance, scale, shift, training=False, eps=self.eps)
-
-    def _affine(self) -> tuple[Tensor, Tensor]:
-        scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-        shift = self.bias - self.running_mean * scale
-        return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
     def _load_from_state_dict(
         self, state_dict: dict, prefix: str, local_metadata: dict, *args: Any
@@ -72,7 +73,7 @@ class FrozenBatchNorm2d(nn.Module):
         `module` itself is a batch norm.
         """
         if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-            frozen = cls(module.num_features, module.eps)
+            frozen = cls(module.num_features, eps=module.eps)
             with torch.no_grad():
                 if module.affine:
                     frozen.weight = module.weight.detach().clone()
@@ -97,9 +98,9 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
     """
 
     def __init__(self, *args: Any, stats_mode: str = "", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
         if stats_mode not in ("", "N"):
             raise ValueError(f"stats_mode must be '' or 'N', got {stats_mode!r}")
+        super().__init__(*args, **kwargs)
         self._stats_mode = stats_mode
 
     def forward(self, input: Tensor) -> Tensor:
@@ -127,10 +128,8 @@ class NaiveSyncBatchNorm(nn.BatchNorm2d):
             with torch.no_grad():
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
                 self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
-        scale = self.weight * torch.rsqrt(var + self.eps)
-        shift = self.bias - mean * scale
-        out = x * scale.view(1, -1, 1, 1) + shift.view(1, -1, 1, 1)
-        return out.to(input.dtype)
+        scale, shift = _scale_and_shift(self, mean, var)
+        return (x * scale + shift).to(input.dtype)
 
 
 class LayerNorm2d(nn.Module):
@@ -144,11 +143,9 @@ class LayerNorm2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise (N, C, H, W) over C."""
-        channels_last = x.permute(0, 2, 3, 1)
-        shape = self.weight.shape
-        return F.layer_norm(channels_last, shape, self.weight, self.bias, self.eps).permute(
-            0, 3, 1, 2
-        )
+        pixels = x.movedim(1, -1)
+        normal = F.layer_norm(pixels, self.weight.shape, self.weight, self.bias, self.eps)
+        return normal.movedim(-1, 1)
 
 
 def _naive_sync_n(channels: int) -> nn.Module:

@@ -46,16 +46,13 @@ def paste_masks_in_image(
     if len(xyxy) != len(masks):
         raise ValueError(f"{len(masks)} masks but {len(xyxy)} boxes")
     height, width = (int(side) for side in image_shape)
-    canvas = masks.new_zeros(
-        (len(masks), height, width), dtype=torch.bool if threshold >= 0 else torch.uint8
-    )
+    soft = threshold < 0
+    dtype = torch.uint8 if soft else torch.bool
+    canvas = torch.zeros((len(masks), height, width), dtype=dtype, device=masks.device)
     for rows, window in _plan(xyxy, height, width):
         top, left, bottom, right = window
         values = _sample(masks[rows], xyxy[rows], window)
-        if threshold >= 0:
-            pasted = values >= threshold
-        else:
-            pasted = (values * 255).to(torch.uint8)
+        pasted = (255 * values).to(dtype) if soft else values >= threshold
         canvas[rows, top:bottom, left:right] = pasted
     return canvas
 
@@ -101,7 +98,7 @@ def _sample(masks: Tensor, xyxy: Tensor, window: Window) -> Tensor:
     origin, extent = xyxy[:, None, :2], (xyxy[:, 2:] - xyxy[:, :2])[:, None]
 
     def axis(start: int, stop: int, column: int) -> Tensor:
-        centres = torch.arange(start, stop, device=masks.device, dtype=torch.float32) + 0.5
+        centres = torch.arange(start, stop, dtype=torch.float32, device=masks.device) + 0.5
         return (centres - origin[..., column]) / extent[..., column] * 2 - 1
 
     x, y = axis(left, right, 0), axis(top, bottom, 1)

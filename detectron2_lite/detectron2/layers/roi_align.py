@@ -8,6 +8,8 @@ from torchvision.ops import roi_align
 
 __all__ = ["ROIAlign", "roi_align"]
 
+_SETTINGS = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
+
 
 class ROIAlign(nn.Module):
     """Pool each region to a fixed grid by bilinear sampling.
@@ -45,10 +47,8 @@ class ROIAlign(nn.Module):
         """
         if rois.dim() != 2 or rois.size(1) != 5:
             raise ValueError(f"rois must be (R, 5), got {tuple(rois.shape)}")
-        names = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in _SETTINGS}
         return roi_align(input, rois.to(input.dtype), **settings)
 
     def extra_repr(self) -> str:
-        fields = ("output_size", "spatial_scale", "sampling_ratio", "aligned")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in fields)
+        return ", ".join(f"{name}={getattr(self, name)}" for name in _SETTINGS)

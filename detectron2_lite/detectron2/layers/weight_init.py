@@ -1,13 +1,14 @@
-"""The two weight initialisations that stock models use.
+"""The weight initialisations that stock models use.
 
-Kept here because `fvcore.nn`, where upstream takes them from, warns on import with torch >= 2.10.
+Caffe2's two are here because `fvcore.nn`, where upstream takes them from, warns on import with
+torch >= 2.10.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["c2_msra_fill", "c2_xavier_fill"]
+__all__ = ["c2_msra_fill", "c2_xavier_fill", "normal_fill"]
 
 
 def c2_xavier_fill(module: nn.Module) -> None:
@@ -19,6 +20,12 @@ def c2_xavier_fill(module: nn.Module) -> None:
 def c2_msra_fill(module: nn.Module) -> None:
     """Normal weights with variance 2 / fan_out, bias 0 (Caffe2's "MSRAFill")."""
     nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    _zero_bias(module)
+
+
+def normal_fill(module: nn.Module, std: float) -> None:
+    """Normal weights around 0, bias 0: small outputs at the start, as predictors need them."""
+    nn.init.normal_(module.weight, std=std)
     _zero_bias(module)
 
 

@@ -62,7 +62,7 @@ class Conv2d(nn.Conv2d):
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     """`torch.cat` that returns a single tensor itself, without a copy."""
-    if not isinstance(tensors, (list, tuple)):
+    if not isinstance(tensors, list | tuple):
         raise TypeError(f"cat needs a list or tuple, got {type(tensors).__name__}")
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
@@ -88,7 +88,7 @@ cross_entropy = empty_input_loss_func_wrapper(F.cross_entropy)
 
 def nonzero_tuple(x: Tensor) -> tuple[Tensor, ...]:
     """Indices of the non-zero elements, one (K,) tensor per dimension (1 for a scalar)."""
-    return x.nonzero(as_tuple=True)
+    return torch.nonzero(x, as_tuple=True)
 
 
 def move_device_like(src: Tensor, dst: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class Matcher:
         assert all(t > 0 for t in thresholds), f"thresholds must be positive, got {thresholds}"
         assert sorted(edges) == edges, f"thresholds must rise, got {list(thresholds)}"
         assert set(labels) <= {-1, 0, 1}, f"labels must be -1, 0 or 1, got {list(labels)}"
-        assert len(labels) == len(thresholds) + 1, "one label per bin is needed"
+        assert len(thresholds) + 1 == len(labels), "one label per bin is needed"
         self.thresholds = edges
         self.labels = list(labels)
         self.allow_low_quality_matches = allow_low_quality_matches
@@ -47,18 +47,19 @@ class Matcher:
             (N,) int64 index in [0, M) of the best partner (0 where M is 0), and (N,) int8 labels
             (the lowest bin's where M is 0).
         """
-        assert match_quality_matrix.dim() == 2
-        if match_quality_matrix.numel() == 0:
-            count = match_quality_matrix.shape[1]
-            partner = match_quality_matrix.new_zeros(count, dtype=torch.int64)
-            return partner, torch.full_like(partner, self.labels[0], dtype=torch.int8)
+        shape = match_quality_matrix.shape
+        assert len(shape) == 2, f"match qualities must be (M, N), got {tuple(shape)}"
         assert (match_quality_matrix >= 0).all(), "match qualities must not be negative"
 
-        quality, partner = match_quality_matrix.max(dim=0)
+        if shape[0] == 0:  # nobody to match is as good as a match of quality 0
+            quality = match_quality_matrix.new_zeros(shape[1])
+            partner = torch.zeros_like(quality, dtype=torch.int64)
+        else:
+            quality, partner = match_quality_matrix.max(dim=0)
         cuts = quality.new_tensor(self.thresholds[1:-1])
         table = torch.tensor(self.labels, dtype=torch.int8, device=quality.device)
         verdict = table[torch.bucketize(quality, cuts, right=True)]
-        if self.allow_low_quality_matches:
+        if self.allow_low_quality_matches and 0 not in shape:
             self.set_low_quality_matches_(verdict, match_quality_matrix)
         return partner, verdict
 

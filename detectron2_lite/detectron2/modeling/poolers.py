@@ -25,10 +25,10 @@ def assign_boxes_to_levels(
     A box of area ``canonical_box_size ** 2`` px belongs to ``canonical_level``; each doubling of
     the side is one level up.
     """
-    side = cat([boxes.area() for boxes in box_lists]).sqrt()
+    side = Boxes.cat(box_lists).area().sqrt()
     # The small term keeps log2 finite for boxes without area; clamping sends them to the bottom.
     level = canonical_level + torch.log2(side / canonical_box_size + 1e-8)
-    return level.floor().clamp(min=min_level, max=max_level).to(torch.int64) - min_level
+    return level.floor().clamp(min_level, max_level).long() - min_level
 
 
 def convert_boxes_to_pooler_format(box_lists: list[Boxes]) -> torch.Tensor:
@@ -100,15 +100,17 @@ class ROIPooler(nn.Module):
         assert len(x) == len(self.level_poolers), (
             f"{len(x)} feature maps for {len(self.level_poolers)} levels"
         )
-        assert len(box_lists) == x[0].shape[0], (
-            f"{len(box_lists)} box lists for a batch of {x[0].shape[0]} images"
+        images, channels = x[0].shape[:2]
+        assert images == len(box_lists), (
+            f"{len(box_lists)} box lists for a batch of {images} images"
         )
         if sum(len(boxes) for boxes in box_lists) == 0:
-            shape = (0, x[0].shape[1], *self.output_size)
-            return x[0].new_zeros(shape) + sum(level.sum() * 0 for level in x)
+            nothing = x[0].new_zeros(0, channels, *self.output_size)
+            return nothing + sum(level.sum() * 0 for level in x)
         rois = convert_boxes_to_pooler_format(box_lists)
         if len(x) == 1:
-            return self.level_poolers[0](x[0], rois)
+            (pooler,) = self.level_poolers
+            return pooler(*x, rois)
         canonical = self.canonical_box_size, self.canonical_level
         lowest, highest = self.min_level, self.max_level
         level_of = assign_boxes_to_levels(box_lists, lowest, highest, *canonical)

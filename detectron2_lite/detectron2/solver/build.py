@@ -134,7 +134,7 @@ def get_default_optimizer_params(
     if bias_lr_factor not in (None, 1.0):
         if base_lr is None:
             raise ValueError("bias_lr_factor needs base_lr")
-        bias["lr"] = base_lr * bias_lr_factor
+        bias["lr"] = bias_lr_factor * base_lr
     if weight_decay_bias is not None:
         bias["weight_decay"] = weight_decay_bias
     if bias and "bias" in by_name:
@@ -154,9 +154,7 @@ def get_default_optimizer_params(
             if not parameter.requires_grad or parameter in seen:
                 continue
             seen.add(parameter)
-            settings = dict(common)
-            if of_norm:
-                settings["weight_decay"] = weight_decay_norm
+            settings = common | ({"weight_decay": weight_decay_norm} if of_norm else {})
             if lr_factor_func is not None:
                 settings["lr"] *= lr_factor_func(f"{prefix}.{name}" if prefix else name)
             settings.update(by_name.get(name, {}))
@@ -192,7 +190,7 @@ def _schedule(solver: CfgNode) -> ParamScheduler:
         steps = [s for s in solver.STEPS if s < length]
         if len(steps) != len(solver.STEPS):
             logger.warning("SOLVER.STEPS from MAX_ITER (%d) on never take effect", length)
-        values = [solver.GAMMA**k for k in range(len(steps) + 1)]
+        values = [solver.GAMMA**drops for drops in range(len(steps) + 1)]
         return MultiStepParamScheduler(values=values, milestones=steps, num_updates=length)
     if name == "WarmupCosineLR":
         end = solver.BASE_LR_END / solver.BASE_LR

@@ -18,7 +18,9 @@ def build_backbone(cfg, input_shape: ShapeSpec | None = None) -> Backbone:
     Args:
         input_shape: of the images; by default as many channels as ``MODEL.PIXEL_MEAN`` has.
     """
-    shape = input_shape or ShapeSpec(channels=len(cfg.MODEL.PIXEL_MEAN))
-    backbone = resolve(BACKBONE_REGISTRY, cfg.MODEL.BACKBONE.NAME)(cfg, shape)
-    assert isinstance(backbone, Backbone), f"{cfg.MODEL.BACKBONE.NAME} made no Backbone"
+    if input_shape is None:
+        input_shape = ShapeSpec(len(cfg.MODEL.PIXEL_MEAN))
+    name = cfg.MODEL.BACKBONE.NAME
+    backbone = resolve(BACKBONE_REGISTRY, name)(cfg, input_shape)
+    assert isinstance(backbone, Backbone), f"{name} made no Backbone"
     return backbone

@@ -22,6 +22,10 @@ def _fixed_point(product: np.ndarray) -> np.ndarray:
     return (product + (1 << (_BITS - 1))) >> _BITS
 
 
+def _coin() -> bool:
+    return random.randrange(2) == 1
+
+
 def bgr_to_hsv(image: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 BGR to 8-bit HSV."""
     blue, green, red = np.moveaxis(image.astype(np.int64), -1, 0)
@@ -105,7 +109,7 @@ class ColorAugSSDTransform(Transform):
             raise TypeError(f"colours are jittered in uint8, got an image of {img.dtype}")
         order = [2, 1, 0] if self.is_rgb else [0, 1, 2]
         img = self.brightness(img[:, :, order])
-        early = random.randrange(2)
+        early = _coin()
         steps: list[Callable[[np.ndarray], np.ndarray]] = [self.saturation, self.hue]
         steps.insert(0 if early else len(steps), self.contrast)
         for step in steps:
@@ -114,37 +118,36 @@ class ColorAugSSDTransform(Transform):
 
     def convert(self, img: np.ndarray, alpha: float = 1, beta: float = 0) -> np.ndarray:
         """``alpha * img + beta``, cut to 0 .. 255 and to whole numbers; uint8."""
-        moved = img.astype(np.float32) * alpha + beta
-        return moved.clip(0, 255).astype(np.uint8)
+        moved = alpha * img.astype(np.float32) + beta
+        return moved.clip(min=0, max=255).astype(np.uint8)
 
     def brightness(self, img: np.ndarray) -> np.ndarray:
         """Perhaps lighter or darker."""
-        if not random.randrange(2):
-            return img
-        shift = random.uniform(-self.brightness_delta, self.brightness_delta)
-        return self.convert(img, beta=shift)
+        if _coin():
+            most = self.brightness_delta
+            img = self.convert(img, beta=random.uniform(-most, most))
+        return img
 
     def contrast(self, img: np.ndarray) -> np.ndarray:
         """Perhaps more or less contrast."""
-        if not random.randrange(2):
-            return img
-        contrast = random.uniform(self.contrast_low, self.contrast_high)
-        return self.convert(img, alpha=contrast)
+        if _coin():
+            bounds = self.contrast_low, self.contrast_high
+            img = self.convert(img, alpha=random.uniform(*bounds))
+        return img
 
     def saturation(self, img: np.ndarray) -> np.ndarray:
         """Perhaps paler or more vivid; BGR."""
-        if not random.randrange(2):
+        if not _coin():
             return img
-        hsv = bgr_to_hsv(img)
-        factor = random.uniform(self.saturation_low, self.saturation_high)
-        hsv[..., 1] = self.convert(hsv[..., 1], alpha=factor)
+        hsv, bounds = bgr_to_hsv(img), (self.saturation_low, self.saturation_high)
+        hsv[..., 1] = self.convert(hsv[..., 1], alpha=random.uniform(*bounds))
         return hsv_to_bgr(hsv)
 
     def hue(self, img: np.ndarray) -> np.ndarray:
         """Perhaps another hue; BGR."""
-        if not random.randrange(2):
+        if not _coin():
             return img
-        hsv = bgr_to_hsv(img)
-        turn = random.randint(-self.hue_delta, self.hue_delta)
+        hsv, most = bgr_to_hsv(img), self.hue_delta
+        turn = random.randint(-most, most)
         hsv[..., 0] = (hsv[..., 0].astype(np.int64) + turn) % _HUES
         return hsv_to_bgr(hsv)

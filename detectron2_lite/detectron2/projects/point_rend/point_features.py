@@ -174,6 +174,6 @@ def sample_point_labels(instances: Sequence[Instances], point_coords: torch.Tens
             )
             height, width = masks.tensor.shape[-2:]
             relative = points / points.new_tensor([width, height])
-            planes = masks.tensor.to(torch.float32).unsqueeze(1)
-            labels.append(point_sample(planes, relative, align_corners=False).squeeze(1))
+            planes = masks.tensor[:, None].float()
+            labels.append(point_sample(planes, relative, align_corners=False)[:, 0])
     return cat(labels) if labels else point_coords.new_zeros(point_coords.shape[:2])
