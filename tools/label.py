@@ -4,8 +4,8 @@
     tools/label.py --boxes boxes.json --images DIR --output labels.json --labeler mal \\
         --config-file output/mal/config.yaml --weights output/mal/model_final.pth
     tools/label.py --boxes boxes.json --images DIR --output ellipse.json --labeler ellipse
-    tools/label.py --boxes detections.json --images-json images.json --images DIR ...  # results
-    tools/label.py --images DIR ...                      # a labeler that finds its own boxes
+    tools/label.py --boxes results.json --images-json images.json --images DIR ...
+    tools/label.py --images DIR ...    # a labeler that finds its own boxes
 
 Labelers: mal, filled_box, ellipse, grabcut. Beside the output stand its manifest, its rejects and,
 until it is finished, the folder OUTPUT.job. docs/labelling.md tells the rest.
@@ -26,13 +26,13 @@ from pseudolabel.files import refuse_overwrite
 from pseudolabel.job.dry_run import calibrate, describe_cost
 from pseudolabel.job.found import require_finder
 from pseudolabel.job.inputs import JobInput
-from pseudolabel.job.run import JobOptions, run_job
-from pseudolabel.job.shares import parse_share
+from pseudolabel.job.options import JobOptions, parse_share
+from pseudolabel.job.run import run_job
 from pseudolabel.labeler import LABELERS, Labeler
 from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.label")
-# Their import takes seconds, which a yardstick should not cost.
+# The import takes seconds.
 ON_DEMAND = {"mal": "mal.labeler"}
 STOPPED = 130
 LINE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"

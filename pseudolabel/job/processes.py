@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pseudolabel.errors import DataError
+from pseudolabel.job.options import JobOptions
 from pseudolabel.job.plan import Plan, PlanRow, load_plan
 from pseudolabel.job.worker import work
 from pseudolabel.labeler import Labeler
@@ -111,28 +112,28 @@ def run_processes(
     rows: list[PlanRow],
     done: list[PlanRow],
     build: BuildLabeler,
-    job: Path,
-    images: Path,
-    workers: int,
-    method: str = "spawn",
+    options: JobOptions,
 ) -> None:
-    """Labels `rows` in `workers` processes of this machine.
+    """Labels `rows` in several processes of this machine.
 
     Args:
-        build: makes the labeler in each process; picklable.
-        method: how the processes start. A fork would copy the threads and the GPU of a labeler.
+        plan, rows, done: see `Meter`; `rows` are left to do.
+        build: makes the labeler in each process; picklable, unless the processes are forked.
+        options: number of workers, start method and folders. A fork would copy the threads and the
+            GPU of a labeler.
 
     Raises:
         DataError: a process ended with an error or was killed, and not all is done.
         KeyboardInterrupt: passed on after the processes have stopped.
     """
-    context = multiprocessing.get_context(method)
+    workers, job = options.workers, options.job
+    context = multiprocessing.get_context(options.start_method)
     cells = context.RawArray("q", workers * (len(STATUSES) + 1))
     numbers = [row.shard for row in rows]
     meter = Meter(plan, done, Tally(cells))
     with one_thread_each():
         children = [
-            context.Process(target=_child, args=(build, job, images, numbers, cells, k))
+            context.Process(target=_child, args=(build, job, options.images, numbers, cells, k))
             for k in range(workers)
         ]
         for child in children:

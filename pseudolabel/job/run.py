@@ -4,7 +4,6 @@ import logging
 import shutil
 import time
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from pseudolabel.job.durable import read_record
 from pseudolabel.job.inputs import JobInput
 from pseudolabel.job.lease import acquire, holder
 from pseudolabel.job.merge import checked_receipts, merge
+from pseudolabel.job.options import JobOptions
 from pseudolabel.job.plan import (
     FOLDERS,
     Plan,
@@ -31,49 +31,6 @@ from pseudolabel.store import output_paths
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-
-
-@dataclass(frozen=True)
-class JobOptions:
-    """How a job is run; no label depends on it.
-
-    Attributes:
-        images: folder of the images.
-        output: the label JSON.
-        workers: local processes.
-        shard: (i, n): label only every n-th shard from the i-th, in claiming order, and do not
-            merge unless all the others are done.
-        shard_boxes: boxes per shard; None takes the default for the input.
-        seed: of the generators of Python, numpy and torch.
-        restart: throw an unfinished job away.
-        keep_job: leave the folder of the job behind.
-    """
-
-    images: Path
-    output: Path
-    workers: int = 1
-    shard: tuple[int, int] | None = None
-    shard_boxes: int | None = None
-    seed: int = 0
-    restart: bool = False
-    keep_job: bool = False
-
-    def check(self) -> None:
-        """Refuses numbers that make no sense.
-
-        Raises:
-            DataError: naming the option.
-        """
-        for name, value in (("workers", self.workers), ("shard-boxes", self.shard_boxes)):
-            if value is not None and value < 1:
-                raise DataError(f"--{name}", f"{value} is none", "give 1 or more")
-        if self.restart and self.shard is not None:
-            raise DataError("--restart", "each task would undo the others", "remove the job first")
-
-    @property
-    def job(self) -> Path:
-        """The folder of the job, beside the output."""
-        return self.output.with_name(f"{self.output.name}.job")
 
 
 def run_job(
@@ -106,7 +63,7 @@ def run_job(
     if finished:
         logger.info("%s: going on, %d of %d shards done", job, len(finished), len(plan.rows))
     if rows and options.workers > 1:
-        run_processes(plan, rows, finished, build, job, options.images, options.workers)
+        run_processes(plan, rows, finished, build, options)
     elif rows:
         run_here(plan, rows, finished, labeler, job, options.images)
     if options.shard is not None and job.exists() and not _all_done(plan, job):
@@ -185,10 +142,12 @@ def finished_manifest(plan: Plan, output: Path) -> dict[str, Any] | None:
 
 
 def remove_job(job: Path) -> None:
-    """Takes the folder out of sight at once, then deletes it."""
-    aside = job.with_name(f".{job.name}.{uuid.uuid4().hex}")
-    job.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Takes the folder out of sight at once, then deletes it, and others that a kill has left."""
+    doomed = f".{job.name}."
+    job.rename(job.with_name(f"{doomed}{uuid.uuid4().hex}"))
+    for path in job.parent.iterdir():
+        if path.name.startswith(doomed):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _all_done(plan: Plan, job: Path) -> bool:

@@ -11,7 +11,8 @@ from PIL import Image
 import pseudolabel.yardsticks  # noqa: F401  (registers the labelers)
 from pseudolabel.errors import DataError
 from pseudolabel.job.inputs import JobInput
-from pseudolabel.job.run import JobOptions, run_job
+from pseudolabel.job.options import JobOptions
+from pseudolabel.job.run import run_job
 from pseudolabel.labeler import LABELERS
 from pseudolabel.masks import decode_segmentation
 from pseudolabel.store import BoxFile
