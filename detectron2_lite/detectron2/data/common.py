@@ -43,10 +43,11 @@ class MapDataset(torchdata.Dataset):
         return self._dataset, self._map_func
 
     def __init__(self, dataset: Any, map_func: Callable[[Any], Any]) -> None:
+        # Wrapped, a lambda can go to workers, too.
+        self._map_func = PicklableWrapper(map_func)
         self._dataset = dataset
-        self._map_func = PicklableWrapper(map_func)  # a lambda can go to workers, too
-        self._random = random.Random(42)
         self._usable = set(range(len(dataset)))
+        self._random = random.Random(42)
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -71,8 +72,8 @@ class MapDataset(torchdata.Dataset):
 
 class _MapIterableDataset(torchdata.IterableDataset):
     def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]) -> None:
-        self._dataset = dataset
         self._map_func = PicklableWrapper(map_func)
+        self._dataset = dataset
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -146,7 +147,8 @@ class DatasetFromList(torchdata.Dataset):
         return len(self._lst)
 
     def __getitem__(self, idx: int) -> Any:
-        return copy.deepcopy(self._lst[idx]) if self._copy else self._lst[idx]
+        element = self._lst[idx]
+        return copy.deepcopy(element) if self._copy else element
 
 
 class ToIterableDataset(torchdata.IterableDataset):

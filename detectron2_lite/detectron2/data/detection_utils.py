@@ -130,12 +130,19 @@ def check_image_size(dataset_dict: dict[str, Any], image: np.ndarray) -> None:
     dataset_dict.setdefault("height", height)
 
 
+def _corners(annotation: dict[str, Any]) -> Any:
+    """The XYXY_ABS box of an annotation, as a sequence of the type that it is stored in."""
+    mode = annotation["bbox_mode"]
+    return BoxMode.convert(annotation["bbox"], mode, BoxMode.XYXY_ABS)
+
+
 def _transform_segmentation(
     segmentation: Any, transforms: T.Transform, image_size: tuple[int, int]
 ) -> list[np.ndarray] | np.ndarray:
     if isinstance(segmentation, list):
-        points = [np.asarray(polygon, dtype="float64").reshape(-1, 2) for polygon in segmentation]
-        return [polygon.reshape(-1) for polygon in transforms.apply_polygons(points)]
+        rings = [np.array(polygon, dtype=np.float64) for polygon in segmentation]
+        moved = transforms.apply_polygons([ring.reshape(-1, 2) for ring in rings])
+        return [ring.ravel() for ring in moved]
     if isinstance(segmentation, dict):
         mask = transforms.apply_segmentation(mask_util.decode(segmentation))
         if tuple(mask.shape[:2]) != tuple(image_size):
@@ -171,8 +178,7 @@ def transform_instance_annotations(
     """
     if isinstance(transforms, Sequence):
         transforms = T.TransformList(list(transforms))
-    before = BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)
-    (after,) = transforms.apply_box(np.array([before]))
+    (after,) = transforms.apply_box(np.array([_corners(annotation)]))
     limits = np.tile(image_size[::-1], 2)
     annotation.update(bbox=after.clip(0, limits), bbox_mode=BoxMode.XYXY_ABS)
     if "segmentation" in annotation:
@@ -205,7 +211,7 @@ def transform_keypoint_annotations(
     Raises:
         ValueError: the image is mirrored, and the indices are missing or not K.
     """
-    points = np.array(keypoints, dtype="float64").reshape(-1, 3)
+    points = np.array(keypoints, np.float64).reshape(-1, 3)
     moved = transforms.apply_coords(points[:, :2].copy())
     height, width = image_size
     seen = ((moved >= 0) & (moved <= (width, height))).all(axis=1) & (points[:, 2] > 0)
@@ -251,27 +257,29 @@ def annotations_to_instances(
     Raises:
         ValueError: for segmentations that the mask format cannot hold.
     """
-    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in annos]
-    target = Instances(image_size)
-    target.gt_boxes = Boxes(np.stack(boxes) if boxes else np.zeros((0, 4)))
-    target.gt_classes = torch.tensor([int(a["category_id"]) for a in annos], dtype=torch.int64)
-    if not annos or "segmentation" not in annos[0]:
-        return target
-    segmentations = [a["segmentation"] for a in annos]
+    boxes = np.array([_corners(annotation) for annotation in annos]).reshape(-1, 4)
+    classes = [int(annotation["category_id"]) for annotation in annos]
+    fields = {"gt_boxes": Boxes(boxes), "gt_classes": torch.tensor(classes, dtype=torch.int64)}
+    if annos and "segmentation" in annos[0]:
+        shapes = [annotation["segmentation"] for annotation in annos]
+        fields["gt_masks"] = _to_masks(shapes, image_size, mask_format)
+    return Instances(image_size, **fields)
+
+
+def _to_masks(
+    shapes: list[Any], image_size: tuple[int, int], mask_format: str
+) -> PolygonMasks | BitMasks:
     if mask_format == "polygon":
         try:
-            target.gt_masks = PolygonMasks(segmentations)
+            return PolygonMasks(shapes)
         except (TypeError, ValueError) as error:
             raise ValueError(
                 "not all segmentations are polygons, which INPUT.MASK_FORMAT polygon needs; set "
                 f"it to bitmask for RLE and array masks ({error})"
             ) from error
-    elif mask_format == "bitmask":
-        bitmaps = [np.ascontiguousarray(_to_bitmap(s, image_size)) for s in segmentations]
-        target.gt_masks = BitMasks(torch.stack([torch.from_numpy(bitmap) for bitmap in bitmaps]))
-    else:
-        raise ValueError(f'mask_format must be "polygon" or "bitmask", got {mask_format!r}')
-    return target
+    if mask_format == "bitmask":
+        return BitMasks(np.stack([_to_bitmap(shape, image_size) for shape in shapes]))
+    raise ValueError(f'mask_format must be "polygon" or "bitmask", got {mask_format!r}')
 
 
 def filter_empty_instances(
@@ -307,8 +315,8 @@ def gen_crop_transform_with_instance(
     Raises:
         AssertionError: when the box is centred outside the image, or the crop does not fit.
     """
-    crop, image = np.asarray(crop_size, dtype=int), np.asarray(image_size, dtype=int)
-    x0, y0, x1, y1 = BoxMode.convert(instance["bbox"], instance["bbox_mode"], BoxMode.XYXY_ABS)
+    crop, image = np.array([crop_size, image_size], dtype=int)
+    x0, y0, x1, y1 = _corners(instance)
     centre = np.array([(y0 + y1) * 0.5, (x0 + x1) * 0.5])
     assert (image >= centre).all(), f"the box {instance['bbox']} is centred outside the image"
     assert (image >= crop).all(), f"a crop of {crop_size} does not fit {image_size}"
@@ -341,14 +349,13 @@ def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
     keys = cfg.INPUT
     if not is_train:
         return [T.ResizeShortestEdge(keys.MIN_SIZE_TEST, keys.MAX_SIZE_TEST, "choice")]
-    augmentations: list[T.Augmentation] = [
-        T.ResizeShortestEdge(keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING)
-    ]
-    if keys.RANDOM_FLIP != "none":
-        vertical = keys.RANDOM_FLIP == "vertical"
-        horizontal = keys.RANDOM_FLIP == "horizontal"
-        augmentations.append(T.RandomFlip(horizontal=horizontal, vertical=vertical))
-    return augmentations
+    resize = T.ResizeShortestEdge(
+        keys.MIN_SIZE_TRAIN, keys.MAX_SIZE_TRAIN, keys.MIN_SIZE_TRAIN_SAMPLING
+    )
+    if keys.RANDOM_FLIP == "none":
+        return [resize]
+    flips = {way: way == keys.RANDOM_FLIP for way in ("horizontal", "vertical")}
+    return [resize, T.RandomFlip(**flips)]
 
 
 build_transform_gen = build_augmentation

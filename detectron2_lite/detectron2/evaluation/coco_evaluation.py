@@ -6,11 +6,10 @@ import contextlib
 import copy
 import io
 import itertools
-import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from .evaluator import DatasetEvaluator, gather_on_main
+from .evaluator import DatasetEvaluator, gather_on_main, write_into
 
-__all__ = ["COCOEvaluator", "instances_to_coco_json"]
+__all__ = ["COCOEvaluator", "instances_to_coco_json", "predictions_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -81,13 +80,14 @@ class COCOEvaluator(DatasetEvaluator):
             self._max_dets = (1, 10, max_dets_per_image)
         else:
             self._max_dets = tuple(max_dets_per_image)
-        self._metadata = MetadataCatalog.get(dataset_name)
-        self._cpu_device = torch.device("cpu")
-        self._coco_api = self._load_ground_truth(dataset_name, allow_cached_coco)
-        # Test sets come without annotations: predictions are then only written.
-        self._do_evaluation = "annotations" in self._coco_api.dataset
         self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, Any] = OrderedDict()
+        self._cpu_device = torch.device("cpu")  # for subclasses
+        self._metadata = MetadataCatalog.get(dataset_name)
+        truth = self._load_ground_truth(dataset_name, allow_cached_coco)
+        self._coco_api = truth
+        # Test sets come without annotations: predictions are then only written.
+        self._do_evaluation = "annotations" in truth.dataset
 
     def _load_ground_truth(self, dataset_name: str, allow_cached: bool) -> COCO:
         if self._metadata.get("json_file") is None:
@@ -113,14 +113,7 @@ class COCOEvaluator(DatasetEvaluator):
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
         """Take in a batch; masks are compressed at once."""
-        for given, output in zip(inputs, outputs):
-            if "instances" not in output:
-                continue
-            number = given["image_id"]
-            found = output["instances"].to(self._cpu_device)
-            self._predictions.append(
-                {"image_id": number, "instances": instances_to_coco_json(found, number)}
-            )
+        self._predictions += predictions_of(inputs, outputs)
 
     def evaluate(self, img_ids: Sequence[int] | None = None) -> OrderedDict | dict:
         """Score the predictions.
@@ -143,23 +136,16 @@ class COCOEvaluator(DatasetEvaluator):
             logger.warning("COCOEvaluator was given no predictions at all: nothing to score")
             return {}
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
-            dump = os.path.join(self._output_dir, "instances_predictions.pth")
-            with PathManager.open(dump, mode="wb") as stream:
-                torch.save(predictions, stream)
+            write_into(self._output_dir, "instances_predictions.pth", predictions)
         self._evaluate_detections(predictions, img_ids)
         return copy.deepcopy(self._results)
 
     def _evaluate_detections(
         self, predictions: Sequence[Mapping[str, Any]], img_ids: Sequence[int] | None
     ) -> None:
-        rows = list(itertools.chain(*(image["instances"] for image in predictions)))
-        rows = self._with_category_ids(rows)
+        rows = self._with_category_ids([row for one in predictions for row in one["instances"]])
         if self._output_dir:
-            path = os.path.join(self._output_dir, "coco_instances_results.json")
-            logger.info("Predictions in COCO's result format go to %s", path)
-            with PathManager.open(path, "w") as stream:
-                json.dump(rows, stream)
+            write_into(self._output_dir, "coco_instances_results.json", rows)
         if not self._do_evaluation:
             logger.info("The ground truth has no annotations: nothing is scored")
             return
@@ -285,6 +271,17 @@ def _run_cocoeval(
     return run
 
 
+def predictions_of(
+    inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]
+) -> Iterator[dict[str, Any]]:
+    """What evaluators keep of a batch: {"image_id", "instances": rows in COCO's result format}."""
+    for given, output in zip(inputs, outputs):
+        if "instances" in output:
+            number = given["image_id"]
+            rows = instances_to_coco_json(output["instances"].to("cpu"), number)
+            yield {"image_id": number, "instances": rows}
+
+
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:
     """Predictions of one image (on the CPU) in COCO's result format.
 
@@ -304,8 +301,7 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, 
     ]
     if instances.has("pred_masks"):
         for row, mask in zip(rows, instances.pred_masks):
-            pixels = np.asfortranarray(mask.numpy().astype(np.uint8))
-            rle = mask_util.encode(pixels)
+            rle = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
             # JSON has no bytes.
             row["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
     if instances.has("pred_keypoints"):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import logging
+import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from detectron2.utils import comm
 from detectron2.utils.comm import get_world_size, is_main_process
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import log_every_n_seconds
 from torch import nn
 
@@ -23,6 +26,7 @@ __all__ = [
     "gather_on_main",
     "inference_context",
     "inference_on_dataset",
+    "write_into",
 ]
 
 logger = logging.getLogger(__name__)
@@ -55,6 +59,16 @@ def gather_on_main(items: list[Any], distributed: bool) -> list[Any] | None:
     return list(itertools.chain(*parts)) if comm.is_main_process() else None
 
 
+def write_into(folder: str, name: str, content: Any) -> None:
+    """Write one of an evaluator's files: JSON, or torch's format for names in ".pth"."""
+    PathManager.mkdirs(folder)
+    target = os.path.join(folder, name)
+    logger.info("Writing %s", target)
+    mode, save = ("wb", torch.save) if name.endswith(".pth") else ("w", json.dump)
+    with PathManager.open(target, mode) as stream:
+        save(content, stream)
+
+
 class DatasetEvaluators(DatasetEvaluator):
     """Several evaluators as one; their results are joined."""
 
@@ -63,12 +77,12 @@ class DatasetEvaluators(DatasetEvaluator):
         self._evaluators = evaluators
 
     def reset(self) -> None:
-        for evaluator in self._evaluators:
-            evaluator.reset()
+        for member in self._evaluators:
+            member.reset()
 
     def process(self, inputs: Sequence[Any], outputs: Sequence[Any]) -> None:
-        for evaluator in self._evaluators:
-            evaluator.process(inputs, outputs)
+        for member in self._evaluators:
+            member.process(inputs, outputs)
 
     def evaluate(self) -> OrderedDict:
         """The joined results.
@@ -77,8 +91,8 @@ class DatasetEvaluators(DatasetEvaluator):
             AssertionError: when two evaluators report the same key.
         """
         joined: OrderedDict[str, Any] = OrderedDict()
-        for evaluator in self._evaluators:
-            results = evaluator.evaluate()
+        for member in self._evaluators:
+            results = member.evaluate()
             if not is_main_process() or results is None:
                 continue
             for key, value in results.items():
@@ -141,10 +155,10 @@ def inference_on_dataset(
     call = _caller(callbacks or {})
     evaluator.reset()
     watch = _Stopwatch(total)
-    with ExitStack() as stack:
-        modes = [inference_context(model)] if isinstance(model, nn.Module) else []
-        for mode in (*modes, torch.no_grad()):
-            stack.enter_context(mode)
+    # The device works on while Python goes on: wait for it, or its time counts as the evaluator's.
+    finish = torch.cuda.synchronize if torch.cuda.is_available() else _nothing
+    mode = inference_context(model) if isinstance(model, nn.Module) else nullcontext()
+    with mode, torch.no_grad():
         call("start")
         before = time.perf_counter()
         for index, inputs in enumerate(data_loader):
@@ -154,15 +168,13 @@ def inference_on_dataset(
                 before = fetched
             call("before_inference")
             outputs = model(inputs)
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            finish()
             call("after_inference")
             inferred = time.perf_counter()
-            evaluator.process(inputs, outputs)
-            processed = time.perf_counter()
             watch.spent["data"] += fetched - before
             watch.spent["inference"] += inferred - fetched
-            watch.spent["eval"] += processed - inferred
+            evaluator.process(inputs, outputs)
+            watch.spent["eval"] += time.perf_counter() - inferred
             watch.report(index + 1)
             before = time.perf_counter()
         call("end")
@@ -172,7 +184,11 @@ def inference_on_dataset(
 
 
 def _caller(callbacks: Mapping[str, Callable[[], Any]]) -> Callable[[str], None]:
-    return lambda event: callbacks.get(event, lambda: None)()
+    return lambda event: callbacks.get(event, _nothing)()
+
+
+def _nothing() -> None:
+    pass
 
 
 @contextmanager

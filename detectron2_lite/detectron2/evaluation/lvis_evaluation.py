@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,8 +16,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
 
-from .coco_evaluation import instances_to_coco_json
-from .evaluator import DatasetEvaluator, gather_on_main
+from .coco_evaluation import predictions_of
+from .evaluator import DatasetEvaluator, gather_on_main, write_into
 
 __all__ = ["LVISEvaluator"]
 
@@ -66,13 +64,13 @@ class LVISEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = _MAX_DETS if max_dets_per_image is None else max_dets_per_image
+        self._cpu_device = torch.device("cpu")  # for subclasses
+        self._predictions: list[dict[str, Any]] = []
         self._metadata = MetadataCatalog.get(dataset_name)
-        self._cpu_device = torch.device("cpu")
         truth = self._metadata.json_file
         self._lvis_api = _lvis().LVIS(PathManager.get_local_path(truth))
         # Test sets come without annotations: predictions are then only written.
         self._do_evaluation = bool(self._lvis_api.get_ann_ids())
-        self._predictions: list[dict[str, Any]] = []
 
     def reset(self) -> None:
         """Forget all predictions."""
@@ -80,12 +78,7 @@ class LVISEvaluator(DatasetEvaluator):
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
         """Take in a batch; inputs need "image_id". Masks are compressed at once."""
-        for given, output in zip(inputs, outputs):
-            if "instances" in output:
-                rows = instances_to_coco_json(
-                    output["instances"].to(self._cpu_device), given["image_id"]
-                )
-                self._predictions.append({"image_id": given["image_id"], "instances": rows})
+        self._predictions += predictions_of(inputs, outputs)
 
     def evaluate(self) -> OrderedDict | dict:
         """Score the predictions.
@@ -105,7 +98,8 @@ class LVISEvaluator(DatasetEvaluator):
             return {}
         rows = self._with_category_ids([row for one in predictions for row in one["instances"]])
         if self._output_dir:
-            self._write(predictions, rows)
+            write_into(self._output_dir, "instances_predictions.pth", predictions)
+            write_into(self._output_dir, "lvis_instances_results.json", rows)
         results: OrderedDict[str, dict[str, float]] = OrderedDict()
         if not self._do_evaluation:
             logger.info("The ground truth has no annotations: nothing is scored")
@@ -114,16 +108,6 @@ class LVISEvaluator(DatasetEvaluator):
             results[task] = self._score(task, rows)
             logger.info("%s by LVIS's rules:\n%s", task, create_small_table(results[task]))
         return results
-
-    def _write(self, predictions: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
-        PathManager.mkdirs(self._output_dir)
-        dump = os.path.join(self._output_dir, "instances_predictions.pth")
-        with PathManager.open(dump, mode="wb") as stream:
-            torch.save(predictions, stream)
-        path = os.path.join(self._output_dir, "lvis_instances_results.json")
-        logger.info("Predictions in COCO's result format go to %s", path)
-        with PathManager.open(path, "w") as stream:
-            json.dump(rows, stream)
 
     def _with_category_ids(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Copies of the rows, with the ids of the JSON file in place of contiguous classes."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,7 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from .evaluator import DatasetEvaluator, gather_on_main
+from .evaluator import DatasetEvaluator, gather_on_main, write_into
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
 
@@ -62,16 +60,16 @@ class SemSegEvaluator(DatasetEvaluator):
     ) -> None:
         if num_classes is not None or ignore_label is not None:
             logger.warning("num_classes and ignore_label of SemSegEvaluator are deprecated")
-        self._cpu_device = torch.device("cpu")
         self._output_dir, self._distributed = output_dir, distributed
+        self._cpu_device = torch.device("cpu")  # for subclasses
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self.input_file_to_gt_file = {
             record["file_name"]: record["sem_seg_file_name"]
             for record in DatasetCatalog.get(dataset_name)
         }
         metadata = MetadataCatalog.get(dataset_name)
-        self._class_names: list[str] = metadata.stuff_classes
-        self._num_classes = len(self._class_names)
+        names: list[str] = metadata.stuff_classes
+        self._class_names, self._num_classes = names, len(names)
         assert num_classes in (None, self._num_classes), (
             f"num_classes is {num_classes}, but {dataset_name} has {self._num_classes} classes"
         )
@@ -84,9 +82,10 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all counts and predictions."""
-        # Rows are predictions, columns the truth; the last of each is "no class".
-        self._conf_matrix = np.zeros((self._num_classes + 1,) * 2, dtype=np.int64)
         self._predictions: list[dict[str, Any]] = []
+        # Rows are predictions, columns the truth; the last of each is "no class".
+        side = self._num_classes + 1
+        self._conf_matrix = np.zeros((side, side), dtype=np.int64)
 
     def process(self, inputs: Sequence[Mapping[str, Any]], outputs: Sequence[Mapping]) -> None:
         """Count a batch.
@@ -96,8 +95,7 @@ class SemSegEvaluator(DatasetEvaluator):
                 ``ignore_label``, or another size than the prediction.
         """
         for given, output in zip(inputs, outputs):
-            likeliest = output["sem_seg"].argmax(dim=0)
-            predicted = likeliest.numpy(force=True)
+            predicted = output["sem_seg"].argmax(0).numpy(force=True)
             path = self.input_file_to_gt_file[given["file_name"]]
             truth = np.array(self.sem_seg_loading_fn(path, dtype=int))
             self._count(predicted, truth, path)
@@ -124,18 +122,15 @@ class SemSegEvaluator(DatasetEvaluator):
         self, sem_seg: np.ndarray, input_file_name: str
     ) -> list[dict[str, Any]]:
         """A label map (H, W) as one {"file_name", "category_id", "segmentation"} per class."""
-        rows = []
-        for label in np.unique(sem_seg).tolist():
+
+        def row(label: int) -> dict[str, Any]:
             rle = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
-            rows.append(
-                {
-                    "file_name": input_file_name,
-                    "category_id": label if self._category_of is None else self._category_of[label],
-                    # JSON has no bytes.
-                    "segmentation": {**rle, "counts": rle["counts"].decode("ascii")},
-                }
-            )
-        return rows
+            category = label if self._category_of is None else self._category_of[label]
+            # JSON has no bytes.
+            rle["counts"] = rle["counts"].decode("ascii")
+            return {"file_name": input_file_name, "category_id": category, "segmentation": rle}
+
+        return [row(label) for label in np.unique(sem_seg).tolist()]
 
     def evaluate(self) -> OrderedDict | dict:
         """Score what was counted.
@@ -152,13 +147,9 @@ class SemSegEvaluator(DatasetEvaluator):
         scores = _scores(matrix[:-1, :-1], self._class_names)
         results = OrderedDict(sem_seg=scores)
         if self._output_dir:
-            PathManager.mkdirs(self._output_dir)
             rows = [row for _, predictions in gathered for row in predictions]
-            folder = self._output_dir
-            with PathManager.open(os.path.join(folder, "sem_seg_predictions.json"), "w") as text:
-                json.dump(rows, text)
-            with PathManager.open(os.path.join(folder, "sem_seg_evaluation.pth"), "wb") as dump:
-                torch.save(scores, dump)
+            write_into(self._output_dir, "sem_seg_predictions.json", rows)
+            write_into(self._output_dir, "sem_seg_evaluation.pth", scores)
         logger.info("%s", results)
         return results
 

@@ -27,14 +27,12 @@ def register_all_coco(root: str) -> None:
 
     Unlike upstream, class names are known only once the annotation file has been read.
     """
+    base = os.path.join(root, "coco")
     for name, (stem, folder) in _SPLITS.items():
         if name not in DatasetCatalog:
-            register_coco_instances(
-                name,
-                {},
-                os.path.join(root, "coco", "annotations", f"{stem}.json"),
-                os.path.join(root, "coco", folder),
-            )
+            annotations = os.path.join(base, "annotations", f"{stem}.json")
+            register_coco_instances(name, {}, annotations, os.path.join(base, folder))
 
 
-register_all_coco(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")))
+_ROOT = os.environ.get("DETECTRON2_DATASETS", "datasets")
+register_all_coco(os.path.expanduser(_ROOT))

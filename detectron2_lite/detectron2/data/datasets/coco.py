@@ -53,13 +53,7 @@ def load_coco_json(
     Raises:
         ValueError, AssertionError: naming file and annotation, for annotations that are wrong.
     """
-    from pycocotools.coco import COCO
-
-    clock, local = Timer(), PathManager.get_local_path(json_file)
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO(local)
-    if clock.seconds() > 1:
-        logger.info("Loading %s took %.2f s", local, clock.seconds())
+    coco = _read(json_file)
     id_map = _publish_categories(coco, dataset_name)
     _check_unique_ids(coco, json_file)
     keys = (*_KEYS, *(extra_annotation_keys or ()))
@@ -90,6 +84,19 @@ def load_coco_json(
             lost,
         )
     return records
+
+
+def _read(json_file: str) -> Any:
+    """The file as pycocotools indexes it."""
+    from pycocotools.coco import COCO
+
+    clock = Timer()
+    with contextlib.redirect_stdout(io.StringIO()):
+        index = COCO(PathManager.get_local_path(json_file))
+    seconds = clock.seconds()
+    if seconds > 1:
+        logger.info("Loading %s took %.2f s", json_file, seconds)
+    return index
 
 
 def _publish_categories(coco: Any, dataset_name: str | None) -> dict[int, int] | None:
@@ -145,9 +152,9 @@ def _to_object(
 ) -> dict[str, Any] | None:
     """One annotation in Detectron2's format; None if no valid polygon is left of it."""
     assert annotation["image_id"] == image_id
-    assert annotation.get("ignore", 0) == 0, '"ignore" is not supported in COCO files'
+    assert not annotation.get("ignore"), '"ignore" is not supported in COCO files'
     result = {key: annotation[key] for key in keys if key in annotation}
-    if "bbox" in result and len(result["bbox"]) == 0:
+    if "bbox" in result and not len(result["bbox"]):
         raise ValueError("the bbox is empty; give x, y, width, height or leave it out")
     segmentation = annotation.get("segmentation")
     if segmentation:
@@ -241,15 +248,14 @@ def convert_to_coco_dict(dataset_name: str) -> dict[str, Any]:
             annotations.append(
                 _to_coco_annotation(annotation, len(annotations) + 1, image_id, reverse)
             )
-    categories = [
-        {"id": index if reverse is None else reverse[index], "name": name}
-        for index, name in enumerate(metadata.thing_classes)
-    ]
+    names = metadata.thing_classes
+    ids = [index if reverse is None else reverse[index] for index in range(len(names))]
+    categories = [{"id": key, "name": name} for key, name in zip(ids, names)]
     logger.info("%s: %d images, %d annotations", dataset_name, len(images), len(annotations))
     return {
         "info": {
-            "date_created": str(datetime.datetime.now()),
             "description": f"Converted from the dataset {dataset_name}",
+            "date_created": datetime.datetime.now().isoformat(sep=" "),
         },
         "images": images,
         "categories": categories,
@@ -268,7 +274,7 @@ def convert_to_coco_json(dataset_name: str, output_file: str, allow_cached: bool
     folder = os.path.dirname(output_file)
     if folder:
         PathManager.mkdirs(folder)
-    if PathManager.exists(output_file) and allow_cached:
+    if allow_cached and PathManager.exists(output_file):
         logger.warning(
             "Using the COCO file %s as it is; delete it if the dataset has changed", output_file
         )

@@ -25,8 +25,8 @@ def register_coco_instances(
         AssertionError: when the name is taken, or an argument has the wrong type.
     """
     assert isinstance(name, str), f"the dataset name must be a string, got {name!r}"
-    assert isinstance(json_file, (str, os.PathLike)), f"not a path: {json_file!r}"
-    assert isinstance(image_root, (str, os.PathLike)), f"not a path: {image_root!r}"
+    for path in (json_file, image_root):
+        assert isinstance(path, (str, os.PathLike)), f"not a path: {path!r}"
     files = {"json_file": json_file, "image_root": image_root}
     # Read when the data set is used, not now.
     DatasetCatalog.register(name, lambda: load_coco_json(**files, dataset_name=name))

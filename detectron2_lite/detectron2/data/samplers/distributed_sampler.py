@@ -41,7 +41,8 @@ class _InfiniteSampler(Sampler):
 
     def __iter__(self) -> Iterator[int]:
         rank, world = self._rank_and_world()
-        yield from itertools.islice(self._infinite_indices(), rank, None, world)
+        stream = self._infinite_indices()
+        return itertools.islice(stream, rank, None, world)
 
     def _infinite_indices(self) -> Iterator[int]:
         generator = torch.Generator()

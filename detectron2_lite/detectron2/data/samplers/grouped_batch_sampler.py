@@ -21,11 +21,10 @@ class GroupedBatchSampler(BatchSampler):
     def __init__(self, sampler: Sampler, group_ids: Sequence[int], batch_size: int) -> None:
         if not isinstance(sampler, Sampler):
             raise TypeError(f"sampler must be a torch Sampler, got {type(sampler).__name__}")
-        self.sampler = sampler
-        self.group_ids = np.asarray(group_ids)
-        if self.group_ids.ndim != 1:
+        groups = np.asarray(group_ids)
+        if groups.ndim != 1:
             raise ValueError("group_ids must be one-dimensional")
-        self.batch_size = batch_size
+        self.batch_size, self.sampler, self.group_ids = batch_size, sampler, groups
 
     def __iter__(self) -> Iterator[list[int]]:
         waiting: dict[int, list[int]] = {int(g): [] for g in np.unique(self.group_ids)}
