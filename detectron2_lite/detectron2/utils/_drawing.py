@@ -31,7 +31,7 @@ except ImportError as error:
         "pip install matplotlib"
     ) from error
 
-__all__ = ["Shapes", "VisImage", "light"]
+__all__ = ["Shapes", "VisImage", "light", "random_rgb"]
 
 Color = Any
 
@@ -109,11 +109,25 @@ def _readable_on_black(color: Color) -> np.ndarray:
     return rgb + (1.0 - rgb) * white
 
 
+def random_rgb() -> np.ndarray:
+    """A colour of the palette as matplotlib takes it: (3,) in [0, 1]."""
+    return random_color(rgb=True, maximum=1)
+
+
 class Shapes:
     """Single shapes; each method adds one to `output`, and returns `output`."""
 
     output: VisImage
     _default_font_size: float
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        """(H, W) of the image."""
+        return self.output.img.shape[:2]
+
+    def _stroke(self, share: float) -> float:
+        """Width of a line: 1 / share of the text's size, at least a point, times the scale."""
+        return max(1, self._default_font_size / share) * self.output.scale
 
     def draw_text(
         self,
@@ -172,10 +186,9 @@ class Shapes:
     ) -> VisImage:
         """Draw the outline of an XYXY box."""
         left, top, right, bottom = (float(value) for value in box_coord)
-        pen = max(1, self._default_font_size / 4) * self.output.scale
-        look = {"edgecolor": edge_color, "linestyle": line_style, "linewidth": pen}
-        size = right - left, bottom - top
-        outline = Rectangle((left, top), *size, alpha=alpha, fill=False, **look)
+        outline = Rectangle((left, top), right - left, bottom - top, fill=False)
+        outline.set(linestyle=line_style, edgecolor=edge_color, linewidth=self._stroke(4))
+        outline.set_alpha(alpha)
         self.output.ax.add_patch(outline)
         return self.output
 
@@ -204,8 +217,7 @@ class Shapes:
             linestyle: matplotlib's, such as "-" or "--".
             linewidth: in points at scale 1; None takes one that suits the image.
         """
-        width = max(self._default_font_size / 3, 1) if linewidth is None else linewidth
-        width *= self.output.scale
+        width = self._stroke(3) if linewidth is None else linewidth * self.output.scale
         line = Line2D(x_data, y_data, color=color, linestyle=linestyle, linewidth=width)
         self.output.ax.add_line(line)
         return self.output
@@ -229,11 +241,10 @@ class Shapes:
         return light(color, -0.7) if alpha > 0.8 else mpl_colors.to_rgb(color)
 
     def _add_filled(self, patch: Any, color: Color, edge: Color | None, alpha: float) -> None:
-        width = 0.0 if edge is None else max(self._default_font_size / 15, 1) * self.output.scale
         patch.set(
-            facecolor=mpl_colors.to_rgb(color) + (alpha,),
+            facecolor=mpl_colors.to_rgba(color, alpha),
             edgecolor="none" if edge is None else edge,
-            linewidth=width,
+            linewidth=0 if edge is None else self._stroke(15),
             # Snapping to the canvas' pixels would move the edges of a scaled mask.
             snap=False,
         )
@@ -273,8 +284,8 @@ class Shapes:
         Raises:
             ValueError: the mask has another size than the image.
         """
-        color = mpl_colors.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
-        mask = GenericMask(binary_mask, self.output.height, self.output.width).mask != 0
+        color = mpl_colors.to_rgb(random_rgb() if color is None else color)
+        mask = GenericMask(binary_mask, *self._size).mask != 0
         kept = without_specks(mask, area_threshold or 0)
         outlines = trace_outlines(kept)
         edge = self._edge(color, edge_color, alpha)
@@ -301,13 +312,10 @@ class Shapes:
             text: written where the mask is at least 0.5.
             alpha: opacity where the mask is 1.
         """
-        color = mpl_colors.to_rgb(random_color(rgb=True, maximum=1) if color is None else color)
+        color = mpl_colors.to_rgb(random_rgb() if color is None else color)
         strength = to_numpy(soft_mask).astype(np.float32)
-        if strength.shape != (self.output.height, self.output.width):
-            raise ValueError(
-                f"The mask has the shape {strength.shape}, the image "
-                f"{(self.output.height, self.output.width)}"
-            )
+        if strength.shape != self._size:
+            raise ValueError(f"The mask has the shape {strength.shape}, the image {self._size}")
         overlay = np.empty((*strength.shape, 4), dtype=np.float32)
         overlay[..., :3] = color
         overlay[..., 3] = np.clip(strength * alpha, 0, 1)

@@ -87,8 +87,7 @@ def trace_outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 def is_hole(outline: np.ndarray) -> bool:
     """Whether a (K, 2) outline of `trace_outlines` surrounds background."""
-    x, y = outline[:, 0], outline[:, 1]
-    return bool(np.dot(x, np.roll(y, -1)) < np.dot(y, np.roll(x, -1)))
+    return _signed_area(outline) < 0
 
 
 def fill_outlines(outlines: list[np.ndarray], height: int, width: int) -> np.ndarray:
@@ -110,9 +109,15 @@ def fill_outlines(outlines: list[np.ndarray], height: int, width: int) -> np.nda
     return np.logical_xor.accumulate(flips, axis=1)[:, :width]
 
 
+def _signed_area(outline: np.ndarray) -> float:
+    """Pixels that a (K, 2) outline encloses, negative where it runs as holes' do."""
+    onward = np.roll(outline, -1, axis=0)
+    # x0 y1 - y0 x1 is twice the triangle of an edge and the origin.
+    return float((outline[:, 0] * onward[:, 1] - outline[:, 1] * onward[:, 0]).sum() / 2)
+
+
 def _enclosed_area(outline: np.ndarray) -> float:
-    x, y = outline[:, 0], outline[:, 1]
-    return 0.5 * abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))))
+    return abs(_signed_area(outline))
 
 
 def _pixels_inside(outline: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:

@@ -7,6 +7,7 @@ Legend: N objects, H x W image. Boxes are XYXY in pixels of the image, masks tho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum, unique
 from typing import Any
@@ -18,12 +19,11 @@ from torch import Tensor
 
 from ..data.catalog import Metadata
 from ..structures import BitMasks, Boxes, Instances, PolygonMasks
-from ._drawing import Shapes, VisImage, light
+from ._drawing import Shapes, VisImage, light, random_rgb
 from ._generic_mask import GenericMask, to_numpy
 from ._mask_outline import part_anchors
 from ._object_lists import class_name, common_length, large_first, xyxy
 from ._object_lists import create_text_labels as _create_text_labels
-from .colormap import random_color
 from .env import not_in_lite
 from .file_io import PathManager
 
@@ -86,9 +86,9 @@ class Visualizer(Shapes):
         self.metadata = Metadata(name="none given") if metadata is None else metadata
         self._instance_mode, self.cpu_device = instance_mode, torch.device("cpu")
         self.output = VisImage(self.img, scale)
-        height, width = self.img.shape[:2]
-        side = (height * width) ** 0.5
-        self._default_font_size = max(side // 90, 10 // scale) * font_size_scale
+        # Length of a side, were the image square.
+        self._side = math.prod(self._size) ** 0.5
+        self._default_font_size = max(self._side // 90, 10 // scale) * font_size_scale
 
     def get_output(self) -> VisImage:
         """The image with everything drawn so far."""
@@ -116,8 +116,8 @@ class Visualizer(Shapes):
             colors = self._class_colors(classes, jittering)
             alpha = 0.5 if colors is None else 0.8
         if self._instance_mode is ColorMode.IMAGE_BW:
-            self.output.reset_image(self._create_grayscale_image(masks))
-            alpha = 0.3
+            alpha, grey = 0.3, self._create_grayscale_image(masks)
+            self.output.reset_image(grey)
         return self.overlay_instances(
             boxes=_stored(predictions, "pred_boxes"),
             labels=labels,
@@ -193,7 +193,7 @@ class Visualizer(Shapes):
             with PathManager.open(dic["sem_seg_file_name"], "rb") as file:
                 label_map = np.asarray(Image.open(file))
         if label_map is not None:
-            self.draw_sem_seg(label_map, area_threshold=0, alpha=0.5)
+            self.draw_sem_seg(label_map, alpha=0.5, area_threshold=0)
         return self.output
 
     def _draw_annotations(self, annotations: list[dict]) -> None:
@@ -245,7 +245,7 @@ class Visualizer(Shapes):
         )
         colors = assigned_colors
         if colors is None:
-            colors = [random_color(rgb=True, maximum=1) for _ in range(number)]
+            colors = [random_rgb() for _ in range(number)]
         for index in large_first(corners, shapes, number):
             box = None if corners is None else corners[index]
             shape = None if shapes is None else shapes[index]
@@ -275,7 +275,8 @@ class Visualizer(Shapes):
             position, alignment, box = anchors[0], "center", shape.bbox()
         else:
             position, alignment = self._label_corner(box), "left"
-        relative_height = (box[3] - box[1]) / (self.output.height * self.output.width) ** 0.5
+        _, top, _, bottom = box
+        relative_height = (bottom - top) / self._side
         size = float(np.interp(relative_height, (0.035, 0.1), (0.6, 1.0))) * self._default_font_size
         written = self._add_text(text, position, size, light(color, 0.7), alignment)
         self._pull_inside(written)
@@ -324,8 +325,10 @@ class Visualizer(Shapes):
             several = several.tensor
         if isinstance(several, Tensor):
             several = to_numpy(several)
-        size = self.output.height, self.output.width
-        return [one if isinstance(one, GenericMask) else GenericMask(one, *size) for one in several]
+        return [
+            one if isinstance(one, GenericMask) else GenericMask(one, *self._size)
+            for one in several
+        ]
 
     def _class_colors(
         self, classes: Sequence[int | None], jittering: bool
