@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,12 +34,10 @@ def image_candidates(image: dict[str, Any], root: str | os.PathLike, source: obj
         names.append(image["file_name"])
         if renamed := NAME_OF_2014.fullmatch(name.name):
             names.append(str(name.with_name(renamed[1])))
-    if isinstance(image.get("coco_url"), str):
-        parts = [part for part in urlsplit(image["coco_url"]).path.split("/") if part]
-        if len(parts) > 1:
-            names.append("/".join(parts[-2:]))
-        if parts:
-            names.append(parts[-1])
+    parts = _url_parts(image.get("coco_url"))
+    if len(parts) > 1:
+        names.append("/".join(parts[-2:]))
+    names += parts[-1:]
     if not names:
         raise DataError(
             source,
@@ -49,7 +48,77 @@ def image_candidates(image: dict[str, Any], root: str | os.PathLike, source: obj
     return [guarded_join(root, name, source) for name in dict.fromkeys(names)]
 
 
-def image_path(image: dict[str, Any], root: str | os.PathLike, source: object) -> Path:
-    """The first of `image_candidates` at which a file stands; the first of all where none does."""
-    candidates = image_candidates(image, root, source)
-    return next((path for path in candidates if path.is_file()), candidates[0])
+def _url_parts(url: object) -> list[str]:
+    try:
+        return [part for part in urlsplit(url).path.split("/") if part] if url else []
+    except (AttributeError, TypeError, ValueError):
+        # No address, such as "http://[".
+        return []
+
+
+class OutsideError(DataError):
+    """An image whose path leads out of the image folder by a link."""
+
+
+class ImageFolder:
+    """Finds the images of records below a folder, and refuses what lies outside of it.
+
+    The folder itself may be a link. Where a folder below it leads is looked up once, so one object
+    serves one reading of a file.
+
+    Args:
+        root: the image folder.
+        source: the JSON, for error messages.
+        allow_links: whether links below the folder may lead out of it.
+    """
+
+    def __init__(self, root: str | os.PathLike, source: object, *, allow_links: bool = False):
+        self.root, self.source, self.allow_links = root, source, allow_links
+        self._real_root = Path(os.path.realpath(root))
+        self._real_folders: dict[Path, Path] = {}
+
+    def path(self, image: dict[str, Any]) -> Path:
+        """The first of `image_candidates` at which a file stands; the first of all if none does.
+
+        Raises:
+            OutsideError: the path is, or goes through, a link out of the folder.
+            DataError: as `image_candidates`.
+        """
+        candidates = image_candidates(image, self.root, self.source)
+        return next((path for path in candidates if self._holds(path, image)), candidates[0])
+
+    def _holds(self, path: Path, image: dict[str, Any]) -> bool:
+        """Whether a file stands at a path, with a single `lstat` for one that is no link."""
+        try:
+            mode = path.lstat().st_mode
+        except (OSError, ValueError):
+            return False
+        is_link = stat.S_ISLNK(mode)
+        if not self.allow_links:
+            real = Path(os.path.realpath(path)) if is_link else self._real(path.parent) / path.name
+            if not real.is_relative_to(self._real_root):
+                raise OutsideError(
+                    self.source,
+                    f"{str(path.relative_to(self.root))!r} leads by a link to {str(real)!r}, "
+                    "outside of the image folder",
+                    "put the image into the folder, or allow links, by allow_links: true in its "
+                    "entry of DATASETS.REGISTER or by --allow-links of the tool",
+                    f"image {image.get('id')}",
+                )
+        return path.is_file() if is_link else stat.S_ISREG(mode)
+
+    def _real(self, folder: Path) -> Path:
+        if folder not in self._real_folders:
+            self._real_folders[folder] = Path(os.path.realpath(folder))
+        return self._real_folders[folder]
+
+
+def image_path(
+    image: dict[str, Any],
+    root: str | os.PathLike,
+    source: object,
+    *,
+    allow_links: bool = False,
+) -> Path:
+    """`ImageFolder.path` of a single image."""
+    return ImageFolder(root, source, allow_links=allow_links).path(image)
