@@ -43,6 +43,7 @@ setup(
     extras_require={
         "hf": ["transformers"],
         "fast-eval": ["hotcoco"],
+        "ray": ["ray[data]"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
     },
 )

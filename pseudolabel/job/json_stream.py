@@ -12,6 +12,8 @@ from typing import IO, Any
 from pseudolabel.errors import DataError
 
 CHUNK = 1 << 20
+# Characters behind a number that show where it ends.
+LOOKAHEAD = 3
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,12 @@ class _Cursor:
     """A place in a JSON text of which only the next piece is in memory."""
 
     def __init__(self, file: IO[bytes], offset: int):
+        if offset == 0 and file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8:
+            offset = len(codecs.BOM_UTF8)
         file.seek(offset)
         self._file, self._fed, self._text, self._at = file, offset, "", 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._json = json.JSONDecoder()
-        if self._more() and offset == 0 and self._text.startswith("\ufeff"):
-            self._at = 1
 
     def offset(self) -> int:
         """The byte of the file at which the cursor stands."""
@@ -151,12 +153,10 @@ class _Cursor:
                 if not self._more():
                     raise self.error(error.msg.lower()) from None
                 continue
-            # A number that ends with the piece may go on in the next.
-            if end < len(self._text):
-                self._at = end
-                return value
-            if not self._more():
-                self._at = len(self._text)
+            # A number may go on in the next piece: "12", "12." and "12e-" are cut off.
+            length = end - self._at
+            if end + LOOKAHEAD <= len(self._text) or not self._more():
+                self._at += length
                 return value
 
     def elements(self) -> Iterator[Any]:
