@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.layers.weight_init import c2_xavier_fill
 from torch import nn
 
+from .._conv import conv_norm
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 from .resnet import build_resnet_backbone
@@ -24,14 +25,7 @@ __all__ = [
 
 
 def _pyramid_conv(in_channels: int, out_channels: int, kernel: int, norm) -> Conv2d:
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel,
-        padding=kernel // 2,
-        bias=norm == "",
-        norm=get_norm(norm, out_channels),
-    )
+    conv = conv_norm(in_channels, out_channels, kernel, norm, bias=norm == "")
     c2_xavier_fill(conv)
     return conv
 
@@ -60,33 +54,31 @@ class FPN(Backbone):
             fuse_type: "sum" or "avg" of the lateral and the upsampled map.
             square_pad: if positive, pad all images to squares of this side.
         """
-        super().__init__()
-        assert isinstance(bottom_up, Backbone), type(bottom_up)
-        assert len(in_features), "in_features must not be empty"
         assert fuse_type in ("sum", "avg"), fuse_type
-        shapes = bottom_up.output_shape()
-        strides = [shapes[name].stride for name in in_features]
+        assert len(in_features), "in_features must not be empty"
+        assert isinstance(bottom_up, Backbone), type(bottom_up)
+        super().__init__()
+        self._fuse_type, self._square_pad = fuse_type, square_pad
+        self.in_features = tuple(in_features)
+        sources = [bottom_up.output_shape()[name] for name in in_features]
+        strides = [source.stride for source in sources]
         assert all(b == 2 * a for a, b in itertools.pairwise(strides)), (
             f"Strides {strides} are not log2 contiguous"
         )
         self._stages = [int(math.log2(stride)) for stride in strides]
-        for stage, name in zip(self._stages, in_features):
-            lateral = _pyramid_conv(shapes[name].channels, out_channels, 1, norm)
+        for stage, source in zip(self._stages, sources):
+            lateral = _pyramid_conv(source.channels, out_channels, 1, norm)
             self.add_module(f"fpn_lateral{stage}", lateral)
             self.add_module(
                 f"fpn_output{stage}", _pyramid_conv(out_channels, out_channels, 3, norm)
             )
-        self.top_block = top_block
-        self.in_features = tuple(in_features)
-        self.bottom_up = bottom_up
+        self.top_block, self.bottom_up = top_block, bottom_up
         extra = 0 if top_block is None else top_block.num_levels
         levels = self._stages + [self._stages[-1] + 1 + step for step in range(extra)]
         self._out_features = [f"p{level}" for level in levels]
         self._out_feature_strides = {f"p{level}": 2**level for level in levels}
         self._out_feature_channels = dict.fromkeys(self._out_features, out_channels)
         self._size_divisibility = strides[-1]
-        self._square_pad = square_pad
-        self._fuse_type = fuse_type
 
     @property
     def size_divisibility(self) -> int:
@@ -106,7 +98,7 @@ class FPN(Backbone):
             if merged is None:
                 merged = lateral
             else:
-                merged = lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                merged = lateral + F.interpolate(merged, scale_factor=2)
                 merged = merged / 2 if self._fuse_type == "avg" else merged
             outputs[f"p{stage}"] = getattr(self, f"fpn_output{stage}")(merged)
         if self.top_block is not None:
@@ -119,32 +111,33 @@ class FPN(Backbone):
 class LastLevelMaxPool(nn.Module):
     """p6 as every second pixel of p5 (FPN, section 4.1)."""
 
-    def __init__(self):
-        super().__init__()
-        self.num_levels = 1
-        self.in_feature = "p5"
+    num_levels = 1
+    in_feature = "p5"
 
     def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) to one map of half the size."""
-        return [F.max_pool2d(x, kernel_size=1, stride=2)]
+        return [F.max_pool2d(x, 1, stride=2)]
 
 
 class LastLevelP6P7(nn.Module):
     """p6 and p7 by strided convolutions (RetinaNet, section 4)."""
 
+    num_levels = 2
+
     def __init__(self, in_channels: int, out_channels: int, in_feature: str = "res5"):
         super().__init__()
-        self.in_feature, self.num_levels = in_feature, 2
-        halve = {"kernel_size": 3, "padding": 1, "stride": 2}
-        self.p6 = nn.Conv2d(in_channels, out_channels, **halve)
-        self.p7 = nn.Conv2d(out_channels, out_channels, **halve)
+        self.in_feature = in_feature
+        self.p6, self.p7 = (
+            nn.Conv2d(width, out_channels, 3, stride=2, padding=1)
+            for width in (in_channels, out_channels)
+        )
         for layer in (self.p6, self.p7):
             c2_xavier_fill(layer)
 
     def forward(self, c5: torch.Tensor) -> list[torch.Tensor]:
         """(B, C, H, W) to two maps, of a half and of a quarter of the size."""
         p6 = self.p6(c5)
-        return [p6, self.p7(F.relu(p6))]
+        return [p6, self.p7(p6.relu())]
 
 
 def _resnet_pyramid(cfg, input_shape: ShapeSpec, make_top) -> FPN:

@@ -1,14 +1,16 @@
 """ResNet (He et al. 2015) with checkpoint names stem.conv1, res2.0.conv1, ..., res5.2.conv3."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec, get_norm
+from detectron2.layers import CNNBlockBase, Conv2d, ShapeSpec
 from detectron2.layers.weight_init import c2_msra_fill
 from detectron2.utils.env import not_in_lite, upstream_only
 from torch import nn
 
+from .._conv import conv_norm
 from .backbone import Backbone
 from .build import BACKBONE_REGISTRY
 
@@ -36,20 +38,9 @@ _BLOCKS_OF_DEPTH = {
 }
 
 
-def _conv_norm(
-    in_channels: int, out_channels: int, kernel: int, norm, *, dilation: int = 1, **kwargs
-) -> Conv2d:
-    """Bias-free, size-preserving (at stride 1) convolution followed by ``norm``."""
-    conv = Conv2d(
-        in_channels,
-        out_channels,
-        kernel_size=kernel,
-        padding=dilation * (kernel // 2),
-        dilation=dilation,
-        bias=False,
-        norm=get_norm(norm, out_channels),
-        **kwargs,
-    )
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, norm, **kwargs) -> Conv2d:
+    """`conv_norm` with MSRA's weights and never a bias, even without a norm."""
+    conv = conv_norm(in_channels, out_channels, kernel, norm, bias=False, **kwargs)
     c2_msra_fill(conv)
     return conv
 
@@ -108,15 +99,15 @@ class BottleneckBlock(_ResidualBlock):
             dilation: of the 3x3 convolution.
         """
         super().__init__(in_channels, out_channels, stride)
-        first, second = (stride, 1) if stride_in_1x1 else (1, stride)
         self._add_shortcut(norm)
+        first = stride if stride_in_1x1 else 1
         self.conv1 = _conv_norm(in_channels, bottleneck_channels, 1, norm, stride=first)
         self.conv2 = _conv_norm(
             bottleneck_channels,
             bottleneck_channels,
             3,
             norm,
-            stride=second,
+            stride=stride // first,
             groups=num_groups,
             dilation=dilation,
         )
@@ -132,12 +123,12 @@ class BasicStem(CNNBlockBase):
     """7x7 convolution and max pooling, stride 4 together."""
 
     def __init__(self, in_channels: int = 3, out_channels: int = 64, norm="BN"):
-        super().__init__(in_channels, out_channels, 4)
+        super().__init__(in_channels, out_channels, stride=4)
         self.conv1 = _conv_norm(in_channels, out_channels, 7, norm, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, in_channels, H, W) to (B, out_channels, H / 4, W / 4)."""
-        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+        return F.max_pool2d(F.relu_(self.conv1(x)), 3, stride=2, padding=1)
 
 
 class ResNet(Backbone):
@@ -167,19 +158,16 @@ class ResNet(Backbone):
             depths = [names.index(f) + 1 if f in names else 0 for f in out_features]
             names = names[: max(depths)]
 
-        self.stem = stem
-        self.num_classes = num_classes
-        self.stage_names, self.stages = tuple(names), []
+        self.stem, self.stage_names, self.num_classes = stem, tuple(names), num_classes
+        self.stages = []
         channels, stride = stem.out_channels, stem.stride
         self._out_feature_channels, self._out_feature_strides = {"stem": channels}, {"stem": stride}
         for name, blocks in zip(names, stages):
-            assert len(blocks) > 0, f"{name} has no blocks"
+            assert len(blocks), f"{name} has no blocks"
             assert all(isinstance(b, CNNBlockBase) for b in blocks), f"{name}: {blocks}"
-            stage = nn.Sequential(*blocks)
-            self.add_module(name, stage)
-            self.stages.append(stage)
-            for block in blocks:
-                stride *= block.stride
+            self.stages.append(nn.Sequential(*blocks))
+            self.add_module(name, self.stages[-1])
+            stride *= math.prod(block.stride for block in blocks)
             channels = blocks[-1].out_channels
             self._out_feature_channels[name], self._out_feature_strides[name] = channels, stride
         if num_classes is not None:
@@ -194,22 +182,20 @@ class ResNet(Backbone):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """(B, C, H, W) images to {name: feature map}, "linear" to (B, num_classes) logits."""
-        assert x.dim() == 4, f"expected (B, C, H, W), got {tuple(x.shape)}"
+        assert x.ndim == 4, f"expected (B, C, H, W), got {tuple(x.shape)}"
         reached = {"stem": self.stem(x)}
         last = reached["stem"]
-        for name, stage in zip(self.stage_names, self.stages):
-            last = reached[name] = stage(last)
+        for name in self.stage_names:
+            last = reached[name] = getattr(self, name)(last)
         if self.num_classes is not None:
             reached["linear"] = self.linear(self.avgpool(last).flatten(1))
         return {name: out for name, out in reached.items() if name in self._out_features}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of every feature map (a classifier's output has neither)."""
+        channels, strides = self._out_feature_channels, self._out_feature_strides
         return {
-            name: ShapeSpec(
-                channels=self._out_feature_channels.get(name),
-                stride=self._out_feature_strides.get(name),
-            )
+            name: ShapeSpec(channels=channels.get(name), stride=strides.get(name))
             for name in self._out_features
         }
 
@@ -237,12 +223,15 @@ class ResNet(Backbone):
             kwargs: for every block; ``<name>_per_block`` is a list with one value of ``<name>``
                 for each block.
         """
-        ending = "_per_block"
-        lists = {k.removesuffix(ending): v for k, v in kwargs.items() if k.endswith(ending)}
-        shared = {k: v for k, v in kwargs.items() if not k.endswith(ending)}
-        for name, values in lists.items():
-            assert len(values) == num_blocks, f"{name}{ending} must have {num_blocks} values"
-            assert name not in shared, f"both {name} and {name}{ending} are given"
+        lists, shared = {}, {}
+        for key, value in kwargs.items():
+            name = key.removesuffix("_per_block")
+            if name == key:
+                shared[name] = value
+                continue
+            assert len(value) == num_blocks, f"{key} must have {num_blocks} values"
+            assert name not in kwargs, f"both {name} and {key} are given"
+            lists[name] = value
         inputs = [in_channels, *[out_channels] * (num_blocks - 1)]
         return [
             block_class(
@@ -290,9 +279,8 @@ def _strides(first: int, count: int) -> list[int]:
     return [first] + [1] * (count - 1)
 
 
-def make_stage(*args, **kwargs) -> list[CNNBlockBase]:
-    """The older, free-standing name of `ResNet.make_stage`."""
-    return ResNet.make_stage(*args, **kwargs)
+# The older, free-standing name.
+make_stage = ResNet.make_stage
 
 
 @BACKBONE_REGISTRY.register()

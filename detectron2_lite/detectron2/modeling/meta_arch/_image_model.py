@@ -9,11 +9,21 @@ from torch import nn
 
 from ..backbone import Backbone
 
-__all__ = ["Batch", "ImageModel"]
+__all__ = ["Batch", "ImageModel", "output_sizes"]
 
 # A batch is a list of dataset dicts: "image" (C, H, W) in INPUT.FORMAT; in training "instances";
 # optionally "proposals"; "height" and "width" are the size wanted of the output, (H, W) by default.
 Batch = list[dict]
+
+
+def output_sizes(
+    batched_inputs: Batch, image_sizes: list[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(height, width) of the prediction that each input asks for."""
+    return [
+        (asked.get("height", height), asked.get("width", width))
+        for asked, (height, width) in zip(batched_inputs, image_sizes)
+    ]
 
 
 class ImageModel(nn.Module):
@@ -37,17 +47,22 @@ class ImageModel(nn.Module):
 
     def preprocess_image(self, batched_inputs: Batch) -> ImageList:
         """Normalise (before padding, so that the border is 0) and pad the images to one batch."""
-        normalised = [
-            (self._move_to_current_device(x["image"]) - self.pixel_mean) / self.pixel_std
-            for x in batched_inputs
-        ]
+        raw = [self._move_to_current_device(each["image"]) for each in batched_inputs]
+        return self._pad([(image - self.pixel_mean) / self.pixel_std for image in raw])
+
+    def _pad(self, tensors: list[torch.Tensor], value: float = 0.0) -> ImageList:
+        """A batch of the size that the backbone needs, with ``value`` in the border."""
+        body = self.backbone
         return ImageList.from_tensors(
-            normalised,
-            self.backbone.size_divisibility,
-            padding_constraints=self.backbone.padding_constraints,
+            tensors, body.size_divisibility, value, body.padding_constraints
         )
+
+    def _encode(self, batched_inputs: Batch) -> tuple[ImageList, dict[str, torch.Tensor]]:
+        """The batched images and the backbone's maps of them."""
+        images = self.preprocess_image(batched_inputs)
+        return images, self.backbone(images.tensor)
 
     def _on_device(self, batched_inputs: Batch, key: str) -> list[Instances] | None:
         if not batched_inputs or key not in batched_inputs[0]:
             return None
-        return [x[key].to(self.device) for x in batched_inputs]
+        return [each[key].to(self.device) for each in batched_inputs]

@@ -1,6 +1,5 @@
 """Registry of whole models."""
 
-import torch
 from fvcore.common.registry import Registry
 from torch import nn
 
@@ -16,4 +15,4 @@ training and one dict of predictions per image in inference.
 def build_model(cfg) -> nn.Module:
     """Build ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``; no weights are loaded."""
     model = resolve(META_ARCH_REGISTRY, cfg.MODEL.META_ARCHITECTURE)(cfg)
-    return model.to(torch.device(cfg.MODEL.DEVICE))
+    return model.to(cfg.MODEL.DEVICE)

@@ -12,7 +12,7 @@ from ..backbone import Backbone, build_backbone
 from ..postprocessing import detector_postprocess
 from ..proposal_generator import build_proposal_generator
 from ..roi_heads import build_roi_heads
-from ._image_model import Batch, ImageModel
+from ._image_model import Batch, ImageModel, output_sizes
 from .build import META_ARCH_REGISTRY
 
 __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
@@ -21,11 +21,8 @@ __all__ = ["GeneralizedRCNN", "ProposalNetwork"]
 def _to_output_size(
     instances: list[Instances], batched_inputs: Batch, image_sizes: list[tuple[int, int]], key: str
 ) -> list[dict[str, Instances]]:
-    outputs = []
-    for found, wanted, (height, width) in zip(instances, batched_inputs, image_sizes):
-        height, width = wanted.get("height", height), wanted.get("width", width)
-        outputs.append({key: detector_postprocess(found, height, width)})
-    return outputs
+    wanted = output_sizes(batched_inputs, image_sizes)
+    return [{key: detector_postprocess(found, *size)} for found, size in zip(instances, wanted)]
 
 
 @META_ARCH_REGISTRY.register()
@@ -64,10 +61,10 @@ class GeneralizedRCNN(ImageModel):
         shapes = backbone.output_shape()
         return {
             "backbone": backbone,
-            "proposal_generator": build_proposal_generator(cfg, shapes),
-            "roi_heads": build_roi_heads(cfg, shapes),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "proposal_generator": build_proposal_generator(cfg, shapes),
+            "roi_heads": build_roi_heads(cfg, shapes),
             "input_format": cfg.INPUT.FORMAT,
             "vis_period": cfg.VIS_PERIOD,
         }
@@ -79,13 +76,11 @@ class GeneralizedRCNN(ImageModel):
         image = batched_inputs[0]["image"].cpu()
         if self.input_format == "BGR":
             image = image.flip(0)
-        image = image.clamp(0, 255).to(torch.uint8)
+        image = image.clamp(0, 255).byte()
+        shown = batched_inputs[0]["instances"].gt_boxes, proposals[0].proposal_boxes[:20]
         panels = [
-            draw_bounding_boxes(image, boxes.tensor.detach().cpu(), colors="red")
-            for boxes in (
-                batched_inputs[0]["instances"].gt_boxes,
-                proposals[0].proposal_boxes[:20],
-            )
+            draw_bounding_boxes(image, boxes.to("cpu").tensor.detach(), colors="red")
+            for boxes in shown
         ]
         title = "Left: GT bounding boxes;  Right: Predicted proposals"
         get_event_storage().put_image(title, torch.cat(panels, dim=2))
@@ -99,8 +94,8 @@ class GeneralizedRCNN(ImageModel):
         return (self._losses if self.training else self.inference)(batched_inputs)
 
     def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        images, truth = self.preprocess_image(batch), self._on_device(batch, "instances")
-        maps = self.backbone(images.tensor)
+        truth = self._on_device(batch, "instances")
+        images, maps = self._encode(batch)
         proposals, losses = self._propose(batch, images, maps, truth)
         _, head_losses = self.roi_heads(images, maps, proposals, truth)
         if self.vis_period > 0 and not get_event_storage().iter % self.vis_period:
@@ -136,17 +131,16 @@ class GeneralizedRCNN(ImageModel):
             Like `forward`, or, with ``do_postprocess`` false, a list of raw `Instances`.
         """
         assert not self.training, "inference needs eval mode"
-        images = self.preprocess_image(batched_inputs)
-        maps = self.backbone(images.tensor)
+        images, maps = self._encode(batched_inputs)
         if detected_instances is not None:
-            boxes = [detected.to(self.device) for detected in detected_instances]
-            results = self.roi_heads.forward_with_given_boxes(maps, boxes)
+            known = [detected.to(self.device) for detected in detected_instances]
+            raw = self.roi_heads.forward_with_given_boxes(maps, known)
         else:
-            candidates, _ = self._propose(batched_inputs, images, maps)
-            results, _ = self.roi_heads(images, maps, candidates, None)
-        if not do_postprocess:
-            return results
-        return self._postprocess(results, batched_inputs, images.image_sizes)
+            proposals, _ = self._propose(batched_inputs, images, maps)
+            raw = self.roi_heads(images, maps, proposals, None)[0]
+        if do_postprocess:
+            return self._postprocess(raw, batched_inputs, images.image_sizes)
+        return raw
 
     @staticmethod
     def _postprocess(
@@ -174,17 +168,16 @@ class ProposalNetwork(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        body, pixels = build_backbone(cfg), cfg.MODEL
-        proposer = build_proposal_generator(cfg, body.output_shape())
-        statistics = {"pixel_mean": pixels.PIXEL_MEAN, "pixel_std": pixels.PIXEL_STD}
-        return {"backbone": body, "proposal_generator": proposer, **statistics}
+        backbone = build_backbone(cfg)
+        proposer = build_proposal_generator(cfg, backbone.output_shape())
+        pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+        return {"backbone": backbone, "proposal_generator": proposer, **pixels}
 
     def forward(self, batched_inputs: Batch):
         """In training {name: scalar loss}; else per image {"proposals": Instances}."""
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        targets = self._on_device(batched_inputs, "instances")
-        proposals, losses = self.proposal_generator(images, features, targets)
-        if self.training:
-            return losses
-        return _to_output_size(proposals, batched_inputs, images.image_sizes, "proposals")
+        images, maps = self._encode(batched_inputs)
+        truth = self._on_device(batched_inputs, "instances")
+        found, losses = self.proposal_generator(images, maps, truth)
+        if not self.training:
+            return _to_output_size(found, batched_inputs, images.image_sizes, "proposals")
+        return losses

@@ -5,21 +5,23 @@ import math
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.layers.weight_init import c2_msra_fill
-from detectron2.structures import ImageList
 from fvcore.common.registry import Registry
 from torch import nn
 
 from .._absent import resolve
+from .._conv import conv_norm
 from ..backbone import Backbone, build_backbone
 from ..postprocessing import sem_seg_postprocess
-from ._image_model import Batch, ImageModel
+from ._image_model import Batch, ImageModel, output_sizes
 from .build import META_ARCH_REGISTRY
 
 __all__ = ["SEM_SEG_HEADS_REGISTRY", "SemSegFPNHead", "SemanticSegmentor", "build_sem_seg_head"]
 
 # Shape legend. B images of a batch, K classes; H and W the padded image.
+
+_SMOOTH = {"mode": "bilinear", "align_corners": False}
 
 SEM_SEG_HEADS_REGISTRY = Registry("SEM_SEG_HEADS")
 SEM_SEG_HEADS_REGISTRY.__doc__ = """
@@ -56,21 +58,17 @@ class SemanticSegmentor(ImageModel):
 
     @classmethod
     def from_config(cls, cfg) -> dict:
-        body, pixels = build_backbone(cfg), cfg.MODEL
-        head = build_sem_seg_head(cfg, body.output_shape())
-        statistics = {"pixel_mean": pixels.PIXEL_MEAN, "pixel_std": pixels.PIXEL_STD}
-        return {"backbone": body, "sem_seg_head": head, **statistics}
+        backbone = build_backbone(cfg)
+        head = build_sem_seg_head(cfg, backbone.output_shape())
+        pixels = {"pixel_mean": cfg.MODEL.PIXEL_MEAN, "pixel_std": cfg.MODEL.PIXEL_STD}
+        return {"backbone": backbone, "sem_seg_head": head, **pixels}
 
     def _padded_targets(self, batched_inputs: Batch) -> torch.Tensor | None:
         """(B, H, W) class of each pixel, or None where the batch has no "sem_seg"."""
         maps = self._on_device(batched_inputs, "sem_seg")
         if maps is None:
             return None
-        body, ignored = self.backbone, self.sem_seg_head.ignore_value
-        batch = ImageList.from_tensors(
-            maps, body.size_divisibility, ignored, body.padding_constraints
-        )
-        return batch.tensor
+        return self._pad(maps, self.sem_seg_head.ignore_value).tensor
 
     def forward(self, batched_inputs: Batch):
         """
@@ -81,16 +79,15 @@ class SemanticSegmentor(ImageModel):
             In training {name: scalar loss}; else per image {"sem_seg": (K, height, width) logits}
             at the size that the input asks for.
         """
-        images = self.preprocess_image(batched_inputs)
-        features = self.backbone(images.tensor)
-        logits, losses = self.sem_seg_head(features, self._padded_targets(batched_inputs))
+        images, maps = self._encode(batched_inputs)
+        logits, losses = self.sem_seg_head(maps, self._padded_targets(batched_inputs))
         if self.training:
             return losses
-        outputs = []
-        for own, wanted, size in zip(logits, batched_inputs, images.image_sizes):
-            height, width = wanted.get("height", size[0]), wanted.get("width", size[1])
-            outputs.append({"sem_seg": sem_seg_postprocess(own, size, height, width)})
-        return outputs
+        wanted = output_sizes(batched_inputs, images.image_sizes)
+        return [
+            {"sem_seg": sem_seg_postprocess(padded, valid, *size)}
+            for padded, valid, size in zip(logits, images.image_sizes, wanted)
+        ]
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -122,18 +119,17 @@ class SemSegFPNHead(nn.Module):
             ignore_value: class of pixels that no loss counts.
         """
         super().__init__()
-        levels = sorted(input_shape.items(), key=lambda item: item[1].stride)
-        assert levels, "SemSegFPNHead needs at least one feature map"
-        self.in_features = [name for name, _ in levels]
+        assert input_shape, "SemSegFPNHead needs at least one feature map"
+        self.in_features = sorted(input_shape, key=lambda name: input_shape[name].stride)
         self.common_stride = common_stride
         self.loss_weight = loss_weight
         self.ignore_value = ignore_value
         self.scale_heads = []
-        for name, shape in levels:
-            branch = self._branch(shape, conv_dims, norm)
+        for name in self.in_features:
+            branch = self._branch(input_shape[name], conv_dims, norm)
             self.add_module(name, branch)
             self.scale_heads.append(branch)
-        self.predictor = Conv2d(conv_dims, num_classes, kernel_size=1)
+        self.predictor = Conv2d(conv_dims, num_classes, 1)
         c2_msra_fill(self.predictor)
 
     def _branch(self, shape: ShapeSpec, width: int, norm) -> nn.Sequential:
@@ -141,20 +137,12 @@ class SemSegFPNHead(nn.Module):
         doublings = round(math.log2(shape.stride / self.common_stride))
         layers: list[nn.Module] = []
         for number in range(max(doublings, 1)):
-            conv = Conv2d(
-                width if number else shape.channels,
-                width,
-                kernel_size=3,
-                padding=1,
-                bias=not norm,
-                norm=get_norm(norm, width),
-                activation=F.relu,
-            )
+            inputs = width if number else shape.channels
+            conv = conv_norm(inputs, width, 3, norm, activation=F.relu)
             c2_msra_fill(conv)
             layers.append(conv)
             if shape.stride != self.common_stride:
-                smooth = {"mode": "bilinear", "align_corners": False}
-                layers.append(nn.Upsample(scale_factor=2, **smooth))
+                layers.append(nn.Upsample(scale_factor=2, **_SMOOTH))
         return nn.Sequential(*layers)
 
     @classmethod
@@ -176,9 +164,9 @@ class SemSegFPNHead(nn.Module):
     ) -> tuple[torch.Tensor | None, dict[str, torch.Tensor]]:
         """In training None and the losses, else (B, K, H, W) logits and {}."""
         coarse = self.layers(features)
-        if self.training:
-            return None, self.losses(coarse, targets)
-        return self._to_pixels(coarse), {}
+        if not self.training:
+            return self._to_pixels(coarse), {}
+        return None, self.losses(coarse, targets)
 
     def layers(self, features: dict[str, torch.Tensor]) -> torch.Tensor:
         """(B, K, H / common_stride, W / common_stride) logits."""
@@ -186,9 +174,7 @@ class SemSegFPNHead(nn.Module):
         return self.predictor(sum(branch(features[name]) for name, branch in branches))
 
     def _to_pixels(self, coarse: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(
-            coarse, scale_factor=self.common_stride, mode="bilinear", align_corners=False
-        )
+        return F.interpolate(coarse, scale_factor=self.common_stride, **_SMOOTH)
 
     def losses(self, predictions: torch.Tensor, targets: torch.Tensor) -> dict[str, torch.Tensor]:
         """Mean cross-entropy of the pixels that are not ignored.
@@ -200,4 +186,4 @@ class SemSegFPNHead(nn.Module):
         # Interpolation on CPU and the log of the softmax both want full precision under AMP.
         logits = self._to_pixels(predictions.float())
         loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value)
-        return {"loss_sem_seg": loss * self.loss_weight}
+        return {"loss_sem_seg": self.loss_weight * loss}
