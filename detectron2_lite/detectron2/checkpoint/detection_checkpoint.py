@@ -47,9 +47,8 @@ class DetectionCheckpointer(Checkpointer):
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
-        if save_to_disk is None:
-            save_to_disk = comm.is_main_process()
-        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        writes = comm.is_main_process() if save_to_disk is None else save_to_disk
+        super().__init__(model, save_dir, save_to_disk=writes, **checkpointables)
         self._heuristics = False
         self._parallel = isinstance(model, DistributedDataParallel)
         self.path_manager = PathManager

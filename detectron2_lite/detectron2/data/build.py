@@ -167,8 +167,7 @@ def build_batch_data_loader(
         # A worker makes whole batches, so it gets the indices of whole batches.
         dataset = ToIterableDataset(dataset, sampler, shard_chunk_size=images)
     if seed is not None:
-        kwargs["generator"] = torch.Generator()
-        kwargs["generator"].manual_seed(seed)
+        kwargs["generator"] = torch.Generator().manual_seed(seed)
     kwargs.update(
         num_workers=num_workers,
         pin_memory=pin_memory,
@@ -230,11 +229,10 @@ def _train_loader_from_config(
 ) -> dict[str, Any]:
     if cfg.MODEL.LOAD_PROPOSALS:
         not_in_lite("MODEL.LOAD_PROPOSALS")
-    options = cfg.DATALOADER
+    options, names = cfg.DATALOADER, cfg.DATASETS.TRAIN
     if dataset is None:
-        dataset = get_detection_dataset_dicts(
-            cfg.DATASETS.TRAIN, filter_empty=options.FILTER_EMPTY_ANNOTATIONS
-        )
+        filter_empty = options.FILTER_EMPTY_ANNOTATIONS
+        dataset = get_detection_dataset_dicts(names, filter_empty=filter_empty)
     if sampler is None and not isinstance(dataset, IterableDataset):
         sampler = _train_sampler(cfg, dataset)
     return {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.utils.serialize import PicklableWrapper
-from torch.utils import data as torchdata
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 __all__ = [
     "AspectRatioGroupedDataset",
@@ -27,7 +27,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 
-class MapDataset(torchdata.Dataset):
+class MapDataset(Dataset):
     """Applies a function to the elements of a map-style or iterable dataset.
 
     The function may return None to reject an element: a map-style dataset then gives another,
@@ -35,7 +35,7 @@ class MapDataset(torchdata.Dataset):
     """
 
     def __new__(cls, dataset: Any, map_func: Callable[[Any], Any]) -> Any:
-        if isinstance(dataset, torchdata.IterableDataset):
+        if isinstance(dataset, IterableDataset):
             return _MapIterableDataset(dataset, map_func)
         return super().__new__(cls)
 
@@ -70,7 +70,7 @@ class MapDataset(torchdata.Dataset):
             current = self._random.choice(sorted(self._usable))
 
 
-class _MapIterableDataset(torchdata.IterableDataset):
+class _MapIterableDataset(IterableDataset):
     def __init__(self, dataset: Iterable, map_func: Callable[[Any], Any]) -> None:
         self._map_func = PicklableWrapper(map_func)
         self._dataset = dataset
@@ -121,7 +121,7 @@ def set_default_dataset_from_list_serialize_method(
         _default_serializer = old
 
 
-class DatasetFromList(torchdata.Dataset):
+class DatasetFromList(Dataset):
     """A list as a map-style dataset.
 
     Args:
@@ -151,7 +151,7 @@ class DatasetFromList(torchdata.Dataset):
         return copy.deepcopy(element) if self._copy else element
 
 
-class ToIterableDataset(torchdata.IterableDataset):
+class ToIterableDataset(IterableDataset):
     """A map-style dataset read in a sampler's order.
 
     Args:
@@ -165,12 +165,12 @@ class ToIterableDataset(torchdata.IterableDataset):
 
     def __init__(
         self,
-        dataset: torchdata.Dataset,
+        dataset: Dataset,
         sampler: Iterable[int],
         shard_sampler: bool = True,
         shard_chunk_size: int = 1,
     ) -> None:
-        if isinstance(dataset, torchdata.IterableDataset):
+        if isinstance(dataset, IterableDataset):
             raise TypeError("ToIterableDataset needs a map-style dataset")
         self.dataset = dataset
         self.sampler = sampler
@@ -179,7 +179,7 @@ class ToIterableDataset(torchdata.IterableDataset):
 
     def __iter__(self) -> Iterator[Any]:
         indices = iter(self.sampler)
-        worker = torchdata.get_worker_info()
+        worker = get_worker_info()
         if self.shard_sampler and worker is not None and worker.num_workers > 1:
             indices = _every_nth_chunk(
                 indices, self.shard_chunk_size, worker.id, worker.num_workers
@@ -201,7 +201,7 @@ def _every_nth_chunk(items: Iterable, size: int, offset: int, step: int) -> Iter
             yield from chunk
 
 
-class AspectRatioGroupedDataset(torchdata.IterableDataset):
+class AspectRatioGroupedDataset(IterableDataset):
     """Batches of all-landscape or all-portrait images, so that padding wastes less.
 
     Args:

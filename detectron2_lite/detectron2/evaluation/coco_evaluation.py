@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.structures import BoxMode, Instances
@@ -28,7 +27,7 @@ from tabulate import tabulate
 
 from .evaluator import DatasetEvaluator, gather_on_main, write_into
 
-__all__ = ["COCOEvaluator", "instances_to_coco_json", "predictions_of"]
+__all__ = ["COCOEvaluator", "instances_to_coco_json", "predictions_of", "rle_for_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +81,6 @@ class COCOEvaluator(DatasetEvaluator):
             self._max_dets = tuple(max_dets_per_image)
         self._predictions: list[dict[str, Any]] = []
         self._results: OrderedDict[str, Any] = OrderedDict()
-        self._cpu_device = torch.device("cpu")  # for subclasses
         self._metadata = MetadataCatalog.get(dataset_name)
         truth = self._load_ground_truth(dataset_name, allow_cached_coco)
         self._coco_api = truth
@@ -282,6 +280,12 @@ def predictions_of(
             yield {"image_id": number, "instances": rows}
 
 
+def rle_for_json(mask: np.ndarray) -> dict[str, Any]:
+    """COCO's compressed RLE of an (H, W) mask; its counts are text, since JSON has no bytes."""
+    encoded = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": encoded["size"], "counts": encoded["counts"].decode("ascii")}
+
+
 def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, Any]]:
     """Predictions of one image (on the CPU) in COCO's result format.
 
@@ -301,9 +305,7 @@ def instances_to_coco_json(instances: Instances, img_id: int) -> list[dict[str, 
     ]
     if instances.has("pred_masks"):
         for row, mask in zip(rows, instances.pred_masks):
-            rle = mask_util.encode(np.asfortranarray(mask.numpy(), dtype=np.uint8))
-            # JSON has no bytes.
-            row["segmentation"] = {**rle, "counts": rle["counts"].decode("ascii")}
+            row["segmentation"] = rle_for_json(mask.numpy())
     if instances.has("pred_keypoints"):
         not_in_lite("COCOEvaluator for keypoints")
     return rows

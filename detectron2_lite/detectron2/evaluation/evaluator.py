@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 class DatasetEvaluator:
     """Collects inputs and outputs of a model, and scores them at the end."""
 
+    # Subclasses of the evaluators below move predictions there.
+    _cpu_device = torch.device("cpu")
+
     def reset(self) -> None:
         """Forget everything; called before an evaluation."""
 

@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import create_small_table
@@ -64,7 +63,6 @@ class LVISEvaluator(DatasetEvaluator):
         self._distributed = distributed
         self._output_dir = output_dir
         self._max_dets = _MAX_DETS if max_dets_per_image is None else max_dets_per_image
-        self._cpu_device = torch.device("cpu")  # for subclasses
         self._predictions: list[dict[str, Any]] = []
         self._metadata = MetadataCatalog.get(dataset_name)
         truth = self._metadata.json_file

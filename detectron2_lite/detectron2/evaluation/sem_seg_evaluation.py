@@ -8,12 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
-import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from .coco_evaluation import rle_for_json
 from .evaluator import DatasetEvaluator, gather_on_main, write_into
 
 __all__ = ["SemSegEvaluator", "load_image_into_numpy_array"]
@@ -61,7 +60,6 @@ class SemSegEvaluator(DatasetEvaluator):
         if num_classes is not None or ignore_label is not None:
             logger.warning("num_classes and ignore_label of SemSegEvaluator are deprecated")
         self._output_dir, self._distributed = output_dir, distributed
-        self._cpu_device = torch.device("cpu")  # for subclasses
         self.sem_seg_loading_fn = sem_seg_loading_fn
         self.input_file_to_gt_file = {
             record["file_name"]: record["sem_seg_file_name"]
@@ -124,10 +122,8 @@ class SemSegEvaluator(DatasetEvaluator):
         """A label map (H, W) as one {"file_name", "category_id", "segmentation"} per class."""
 
         def row(label: int) -> dict[str, Any]:
-            rle = mask_util.encode(np.asfortranarray(sem_seg == label, dtype=np.uint8))
             category = label if self._category_of is None else self._category_of[label]
-            # JSON has no bytes.
-            rle["counts"] = rle["counts"].decode("ascii")
+            rle = rle_for_json(sem_seg == label)
             return {"file_name": input_file_name, "category_id": category, "segmentation": rle}
 
         return [row(label) for label in np.unique(sem_seg).tolist()]

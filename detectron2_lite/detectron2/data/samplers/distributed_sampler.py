@@ -45,8 +45,7 @@ class _InfiniteSampler(Sampler):
         return itertools.islice(stream, rank, None, world)
 
     def _infinite_indices(self) -> Iterator[int]:
-        generator = torch.Generator()
-        generator.manual_seed(self._seed)
+        generator = torch.Generator().manual_seed(self._seed)
         while True:
             yield from self._epoch(generator).tolist()
 
@@ -99,8 +98,7 @@ class RandomSubsetTrainingSampler(TrainingSampler):
         self._size_subset = int(size * subset_ratio)
         if self._size_subset == 0:
             raise ValueError(f"subset_ratio {subset_ratio} leaves nothing of {size} images")
-        chooser = torch.Generator()
-        chooser.manual_seed(_shared_seed(seed_subset))
+        chooser = torch.Generator().manual_seed(_shared_seed(seed_subset))
         self._indexes_subset = torch.randperm(size, generator=chooser)[: self._size_subset]
         logger.info("Training on %d of %d images", self._size_subset, size)
 
@@ -159,7 +157,7 @@ class RepeatFactorTrainingSampler(_InfiniteSampler):
     def _epoch(self, generator: torch.Generator) -> torch.Tensor:
         extra = torch.rand(len(self._fraction), generator=generator) < self._fraction
         repeats = (self._whole + extra.float()).long()
-        indices = torch.repeat_interleave(torch.arange(len(repeats)), repeats)
+        indices = torch.arange(len(repeats)).repeat_interleave(repeats)
         if not self._shuffle:
             return indices
         return indices[torch.randperm(len(indices), generator=generator)]
