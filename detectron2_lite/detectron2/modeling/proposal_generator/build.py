@@ -16,6 +16,5 @@ targets, they return one `Instances` of proposals per image and a dict of losses
 def build_proposal_generator(cfg, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
     """Build ``MODEL.PROPOSAL_GENERATOR.NAME``; None for "PrecomputedProposals"."""
     name = cfg.MODEL.PROPOSAL_GENERATOR.NAME
-    if name == "PrecomputedProposals":
-        return None
-    return resolve(PROPOSAL_GENERATOR_REGISTRY, name)(cfg, input_shape)
+    precomputed = name == "PrecomputedProposals"
+    return None if precomputed else resolve(PROPOSAL_GENERATOR_REGISTRY, name)(cfg, input_shape)

@@ -47,12 +47,12 @@ def find_top_rpn_proposals(
         FloatingPointError: non-finite proposal in training.
     """
     boxes, logits, level_of = [], [], []
-    for level, (level_boxes, level_logits) in enumerate(zip(proposals, pred_objectness_logits)):
+    for level_boxes, level_logits in zip(proposals, pred_objectness_logits):
         count = min(pre_nms_topk, level_logits.shape[1])
         best, index = level_logits.topk(count, dim=1)
         boxes.append(level_boxes.gather(1, index[..., None].expand(-1, -1, 4)))
         logits.append(best)
-        level_of.append(torch.full((count,), level, dtype=torch.int64, device=index.device))
+        level_of.append(index.new_full((count,), len(level_of)))
     candidates = zip(image_sizes, cat(boxes, dim=1), cat(logits, dim=1))
     levels = cat(level_of)
     return [
@@ -72,13 +72,10 @@ def _select(
     training: bool,
 ) -> Instances:
     """Clean and suppress the R candidates of one image."""
-    finite = boxes.tensor.isfinite().all(dim=1) & scores.isfinite()
-    if not finite.all():
-        if training:
-            raise FloatingPointError(
-                "Predicted boxes or scores contain Inf/NaN. Training has diverged."
-            )
-        boxes, scores, levels = boxes[finite], scores[finite], levels[finite]
+    finite = scores.isfinite() & boxes.tensor.isfinite().all(dim=1)
+    if training and not finite.all():
+        raise FloatingPointError("Training has diverged: Inf or NaN among the proposals")
+    boxes, scores, levels = boxes[finite], scores[finite], levels[finite]
     boxes.clip(image_size)
     large = boxes.nonempty(threshold=min_size)
     boxes, scores, levels = boxes[large], scores[large], levels[large]

@@ -1,11 +1,13 @@
 """Region proposal network (Faster R-CNN, section 3.1; on a pyramid: FPN, section 4.1)."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, cat
+from detectron2.layers import ShapeSpec
+from detectron2.layers.weight_init import normal_fill
 from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from detectron2.utils.memory import retry_if_cuda_oom
@@ -13,6 +15,7 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from .._absent import resolve
+from .._conv import conv_norm
 from ..anchor_generator import build_anchor_generator
 from ..box_regression import Box2BoxTransform, _dense_box_regression_loss
 from ..matcher import Matcher
@@ -61,19 +64,15 @@ class StandardRPNHead(nn.Module):
             wanted = width if dim == -1 else dim
             if wanted <= 0:
                 raise ValueError(f"conv_dims must be -1 or positive, got {list(conv_dims)}")
-            hidden.append(Conv2d(width, wanted, kernel_size=3, padding=1, activation=nn.ReLU()))
+            hidden.append(conv_norm(width, wanted, 3, norm="", activation=nn.ReLU()))
             width = wanted
-        if len(hidden) == 1:  # checkpoints call a single one "conv", several "conv.conv0", ...
-            self.conv = hidden[0]
-        else:
-            self.conv = nn.Sequential()
-            for number, layer in enumerate(hidden):
-                self.conv.add_module(f"conv{number}", layer)
-        self.objectness_logits = nn.Conv2d(width, num_anchors, kernel_size=1)
-        self.anchor_deltas = nn.Conv2d(width, num_anchors * box_dim, kernel_size=1)
-        for convolution in (*hidden, self.objectness_logits, self.anchor_deltas):
-            nn.init.zeros_(convolution.bias)
-            nn.init.normal_(convolution.weight, std=0.01)
+        # Checkpoints call a single one "conv", several "conv.conv0", ...
+        named = OrderedDict((f"conv{number}", layer) for number, layer in enumerate(hidden))
+        self.conv = hidden[0] if len(hidden) == 1 else nn.Sequential(named)
+        self.objectness_logits = nn.Conv2d(width, num_anchors, 1)
+        self.anchor_deltas = nn.Conv2d(width, num_anchors * box_dim, 1)
+        for layer in (*hidden, self.objectness_logits, self.anchor_deltas):
+            normal_fill(layer, std=0.01)
 
     @classmethod
     def from_config(cls, cfg, input_shape: list[ShapeSpec]) -> dict:
@@ -96,6 +95,11 @@ class StandardRPNHead(nn.Module):
         hidden = [self.conv(feature) for feature in features]
         logits = [self.objectness_logits(h) for h in hidden]
         return logits, [self.anchor_deltas(h) for h in hidden]
+
+
+def _per_anchor(output: torch.Tensor, numbers: int) -> torch.Tensor:
+    """The head's (B, A * numbers, H_l, W_l) as (B, R_l, numbers), in the order of the anchors."""
+    return output.movedim(1, -1).unflatten(-1, (-1, numbers)).flatten(1, 3)
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -231,20 +235,20 @@ class RPN(nn.Module):
         labels = torch.stack(gt_labels)
         batch = len(gt_labels)
         positive, sampled = labels == 1, labels >= 0
-        storage = get_event_storage()
-        storage.put_scalar("rpn/num_pos_anchors", positive.sum().item() / batch)
-        storage.put_scalar("rpn/num_neg_anchors", (labels == 0).sum().item() / batch)
+        for sign, members in (("pos", positive), ("neg", labels == 0)):
+            per_image = members.sum().item() / batch
+            get_event_storage().put_scalar(f"rpn/num_{sign}_anchors", per_image)
 
         box_loss = _dense_box_regression_loss(
             anchors,
             self.box2box_transform,
             pred_anchor_deltas,
-            gt_boxes,
-            positive,
+            fg_mask=positive,
+            gt_boxes=gt_boxes,
             box_reg_loss_type=self.box_reg_loss_type,
             smooth_l1_beta=self.smooth_l1_beta,
         )
-        logits = cat(pred_objectness_logits, dim=1)[sampled]
+        logits = torch.cat(pred_objectness_logits, dim=1)[sampled]
         class_loss = F.binary_cross_entropy_with_logits(
             logits, labels[sampled].to(logits.dtype), reduction="sum"
         )
@@ -265,17 +269,13 @@ class RPN(nn.Module):
         maps = [features[name] for name in self.in_features]
         anchors = self.anchor_generator(maps)
         raw_logits, raw_deltas = self.rpn_head(maps)
-        # Into the order of the anchors: (H_l, W_l, A).
-        logits = [x.permute(0, 2, 3, 1).flatten(1) for x in raw_logits]
-        box_dim = self.anchor_generator.box_dim
-        deltas = [
-            x.unflatten(1, (-1, box_dim)).permute(0, 3, 4, 1, 2).flatten(1, 3) for x in raw_deltas
-        ]
+        logits = [_per_anchor(level, 1).squeeze(-1) for level in raw_logits]
+        deltas = [_per_anchor(level, self.anchor_generator.box_dim) for level in raw_deltas]
         losses = {}
         if self.training:
             assert gt_instances is not None, "RPN needs targets in training"
             labels, boxes = self.label_and_sample_anchors(anchors, gt_instances)
-            losses = self.losses(anchors, logits, labels, deltas, boxes)
+            losses |= self.losses(anchors, logits, labels, deltas, boxes)
         return self.predict_proposals(anchors, logits, deltas, images.image_sizes), losses
 
     @torch.no_grad()  # the second stage does not train the boxes that it is given
@@ -305,7 +305,7 @@ class RPN(nn.Module):
         """Per level (B, R_l, 4) boxes."""
         decoded = []
         for level, deltas in zip(anchors, pred_anchor_deltas):
-            source = level.tensor.expand(len(deltas), -1, -1).reshape(-1, 4)
-            flat = self.box2box_transform.apply_deltas(deltas.reshape(-1, 4), source)
+            source = level.tensor.repeat(len(deltas), 1)
+            flat = self.box2box_transform.apply_deltas(deltas.flatten(0, 1), source)
             decoded.append(flat.view(deltas.shape))
         return decoded

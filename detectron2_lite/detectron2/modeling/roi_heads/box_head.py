@@ -1,17 +1,20 @@
 """Feature extractors between pooled regions and the box predictor."""
 
+import math
 from collections.abc import Sequence
 
-import numpy as np
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ShapeSpec, get_norm
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.layers.weight_init import c2_msra_fill, c2_xavier_fill
 from fvcore.common.registry import Registry
 from torch import nn
 
 from .._absent import resolve
+from .._conv import conv_norm as make_conv
 
 __all__ = ["ROI_BOX_HEAD_REGISTRY", "FastRCNNConvFCHead", "build_box_head"]
+
+_SIDES = ("channels", "height", "width")
 
 ROI_BOX_HEAD_REGISTRY = Registry("ROI_BOX_HEAD")
 ROI_BOX_HEAD_REGISTRY.__doc__ = """
@@ -39,26 +42,24 @@ class FastRCNNConvFCHead(nn.Sequential):
             conv_dims, fc_dims: output sizes of the layers.
             conv_norm: normalisation of the convolutions, which then have no bias.
         """
+        assert [*conv_dims, *fc_dims], "a box head needs at least one layer"
         super().__init__()
-        assert len(conv_dims) + len(fc_dims) > 0, "a box head needs at least one layer"
-        size = (input_shape.channels, input_shape.height, input_shape.width)
+        size = tuple(getattr(input_shape, side) for side in _SIDES)
         for number, dim in enumerate(conv_dims, start=1):
-            window = {"kernel_size": 3, "padding": 1, "bias": not conv_norm}
-            after = {"norm": get_norm(conv_norm, dim), "activation": nn.ReLU()}
-            self.add_module(f"conv{number}", Conv2d(size[0], dim, **window, **after))
+            conv = make_conv(size[0], dim, 3, conv_norm, activation=nn.ReLU())
+            self.add_module(f"conv{number}", conv)
             size = (dim, *size[1:])
+        if fc_dims:
+            self.flatten = nn.Flatten()
         for number, dim in enumerate(fc_dims, start=1):
-            if number == 1:
-                self.add_module("flatten", nn.Flatten())
-            self.add_module(f"fc{number}", nn.Linear(int(np.prod(size)), dim))
+            self.add_module(f"fc{number}", nn.Linear(math.prod(size), dim))
             self.add_module(f"fc_relu{number}", nn.ReLU())
             size = (dim,)
-        for name, layer in self.named_children():
-            if name.startswith("conv"):
-                c2_msra_fill(layer)
-            elif isinstance(layer, nn.Linear):
-                c2_xavier_fill(layer)
         self._output_size = size
+        fills = {nn.Linear: c2_xavier_fill, Conv2d: c2_msra_fill}
+        for layer in self.children():
+            if type(layer) in fills:
+                fills[type(layer)](layer)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:
@@ -73,7 +74,7 @@ class FastRCNNConvFCHead(nn.Sequential):
     @property
     def output_shape(self) -> ShapeSpec:
         """Channels (and height and width, if there is no linear layer) of the output."""
-        return ShapeSpec(**dict(zip(("channels", "height", "width"), self._output_size)))
+        return ShapeSpec(**dict(zip(_SIDES, self._output_size)))
 
 
 def build_box_head(cfg, input_shape: ShapeSpec) -> nn.Module:

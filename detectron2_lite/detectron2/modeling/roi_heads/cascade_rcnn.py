@@ -55,11 +55,11 @@ class CascadeROIHeads(StandardROIHeads):
         assert len(counts) == 1, f"heads, predictors and matchers differ in number: {counts}"
         assert "proposal_matcher" not in kwargs, "a cascade has proposal_matchers, one per stage"
         super().__init__(
+            proposal_matcher=proposal_matchers[0],
             box_in_features=box_in_features,
-            box_pooler=box_pooler,
             box_head=nn.ModuleList(box_heads),
             box_predictor=nn.ModuleList(box_predictors),
-            proposal_matcher=proposal_matchers[0],
+            box_pooler=box_pooler,
             **kwargs,
         )
         self.num_cascade_stages = counts.pop()
@@ -129,18 +129,17 @@ class CascadeROIHeads(StandardROIHeads):
         sizes = [p.image_size for p in proposals]
         losses, probabilities, boxes = {}, [], []
         for stage, predictor in enumerate(self.box_predictor):
-            if stage > 0:
-                proposals = self._create_proposals_from_boxes(boxes, sizes)
-                if self.training:
-                    proposals = self._match_and_label_boxes(proposals, stage, targets)
-            predictions = self._run_stage(features, proposals, stage)
-            boxes = predictor.predict_boxes(predictions, proposals)
+            regions = proposals if stage == 0 else self._create_proposals_from_boxes(boxes, sizes)
+            if stage > 0 and self.training:
+                regions = self._match_and_label_boxes(regions, stage, targets)
+            output = self._run_stage(features, regions, stage)
+            boxes = predictor.predict_boxes(output, regions)
             if self.training:
                 with get_event_storage().name_scope(f"stage{stage}"):
-                    own = predictor.losses(predictions, proposals)
+                    own = predictor.losses(output, regions)
                 losses |= {f"{name}_stage{stage}": value for name, value in own.items()}
             else:
-                probabilities.append(predictor.predict_probs(predictions, proposals))
+                probabilities.append(predictor.predict_probs(output, regions))
         if self.training:
             return losses
         scores = [torch.stack(per_stage).mean(dim=0) for per_stage in zip(*probabilities)]

@@ -1,12 +1,12 @@
 """Box predictor of the second stage: scores, deltas, their losses and the final suppression."""
 
-import math
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, batched_nms, cat, cross_entropy
+from detectron2.layers.weight_init import normal_fill
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import nn
@@ -113,6 +113,18 @@ def _fed_loss_weights(cfg) -> Callable[[], torch.Tensor]:
     return load
 
 
+def _feature_count(shape: ShapeSpec | int) -> int:
+    """Numbers that describe one region."""
+    if isinstance(shape, int):
+        return shape
+    return shape.channels * (shape.height or 1) * (shape.width or 1)
+
+
+def _split(values: torch.Tensor, proposals: list[Instances]) -> list[torch.Tensor]:
+    """(R, ...) to one (R_i, ...) for each image."""
+    return list(values.split([len(regions) for regions in proposals]))
+
+
 class FastRCNNOutputLayers(nn.Module):
     """Two linear layers, ``cls_score`` and ``bbox_pred``, with losses and inference."""
 
@@ -148,17 +160,12 @@ class FastRCNNOutputLayers(nn.Module):
             fed_loss_num_classes: how many classes count.
         """
         super().__init__()
-        inputs = input_shape
-        if not isinstance(inputs, int):
-            sides = inputs.height or 1, inputs.width or 1
-            inputs = inputs.channels * math.prod(sides)
+        inputs, box_sets = _feature_count(input_shape), 1 if cls_agnostic_bbox_reg else num_classes
         self.num_classes = num_classes
-        box_sets = 1 if cls_agnostic_bbox_reg else num_classes
-        self.cls_score = nn.Linear(inputs, num_classes + 1)
+        self.cls_score = nn.Linear(inputs, 1 + num_classes)
         self.bbox_pred = nn.Linear(inputs, box_sets * len(box2box_transform.weights))
         for layer, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
-            nn.init.normal_(layer.weight, std=std)
-            nn.init.zeros_(layer.bias)
+            normal_fill(layer, std)
 
         self.box2box_transform = box2box_transform
         self.smooth_l1_beta = smooth_l1_beta
@@ -213,15 +220,15 @@ class FastRCNNOutputLayers(nn.Module):
         """
         logits, deltas = predictions
         device = logits.device
-        classes = torch.empty(0, dtype=torch.int64, device=device)
-        source = wanted = torch.empty((0, 4), device=device)
+        classes = torch.zeros(0, device=device, dtype=torch.int64)
+        source = wanted = torch.zeros(0, 4, device=device)
         if proposals:
             classes = cat([p.gt_classes for p in proposals])
-            source = cat([p.proposal_boxes.tensor for p in proposals])
-            assert not source.requires_grad, "Proposals should not require gradients!"
+            source = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
+            assert not source.requires_grad, "proposals must be detached from the first stage"
             # Without ground truth all is background and the target is never read.
-            targets = [p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes for p in proposals]
-            wanted = cat([t.tensor for t in targets])
+            fields = ["gt_boxes" if p.has("gt_boxes") else "proposal_boxes" for p in proposals]
+            wanted = Boxes.cat([p.get(field) for p, field in zip(proposals, fields)]).tensor
         _log_classification_stats(logits, classes)
         if self.use_sigmoid_ce:
             class_loss = self.sigmoid_cross_entropy_loss(logits, classes)
@@ -262,7 +269,7 @@ class FastRCNNOutputLayers(nn.Module):
     ) -> torch.Tensor:
         """Binary losses of K classes, summed and divided by R; background has no positive."""
         if pred_class_logits.numel() == 0:
-            return pred_class_logits.sum() * 0
+            return 0 * pred_class_logits.sum()
         regions, classes = pred_class_logits.shape[0], self.num_classes
         logits = pred_class_logits[:, :classes]
         target = F.one_hot(gt_classes, classes + 1)[:, :classes].to(logits.dtype)
@@ -341,9 +348,9 @@ class FastRCNNOutputLayers(nn.Module):
         """Per image the decoded boxes, (R_i, 4K or 4)."""
         if not proposals:
             return []
-        source = cat([p.proposal_boxes.tensor for p in proposals])
+        source = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
         decoded = self.box2box_transform.apply_deltas(predictions[1], source)
-        return list(decoded.split([len(p) for p in proposals]))
+        return _split(decoded, proposals)
 
     def predict_probs(
         self, predictions: Predictions, proposals: list[Instances]
@@ -351,4 +358,4 @@ class FastRCNNOutputLayers(nn.Module):
         """Per image the class probabilities, (R_i, K + 1)."""
         logits = predictions[0]
         probs = logits.sigmoid() if self.use_sigmoid_ce else logits.softmax(dim=-1)
-        return list(probs.split([len(p) for p in proposals]))
+        return _split(probs, proposals)

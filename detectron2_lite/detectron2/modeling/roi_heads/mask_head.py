@@ -1,19 +1,21 @@
 """Mask branch (Mask R-CNN, section 3)."""
 
+import itertools
 from abc import ABCMeta, abstractmethod
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat, get_norm
-from detectron2.layers.weight_init import c2_msra_fill
+from detectron2.layers import Conv2d, ConvTranspose2d, ShapeSpec, cat
+from detectron2.layers.weight_init import c2_msra_fill, normal_fill
 from detectron2.structures import Instances
 from detectron2.utils.events import get_event_storage
 from fvcore.common.registry import Registry
 from torch import nn
 
 from .._absent import resolve
+from .._conv import conv_norm as make_conv
 
 __all__ = [
     "ROI_MASK_HEAD_REGISTRY",
@@ -44,14 +46,13 @@ def _log_mask_stats(logits: torch.Tensor, truth: torch.Tensor) -> None:
     """Pixel accuracy and error rates of (N, m, m) logits against (N, m, m) bool."""
     wrong = (logits > 0) != truth
     positives = truth.sum().item()
-    storage = get_event_storage()
     rates = {
         "accuracy": 1 - wrong.sum().item() / max(wrong.numel(), 1),
         "false_positive": (wrong & ~truth).sum().item() / max(truth.numel() - positives, 1),
         "false_negative": (wrong & truth).sum().item() / max(positives, 1),
     }
     for name, rate in rates.items():
-        storage.put_scalar(f"mask_rcnn/{name}", rate)
+        get_event_storage().put_scalar(f"mask_rcnn/{name}", rate)
 
 
 def mask_rcnn_loss(
@@ -72,7 +73,7 @@ def mask_rcnn_loss(
     assert pred_mask_logits.shape[-2] == side, "mask predictions must be square"
     filled = [x for x in instances if len(x) > 0]
     if not filled:
-        return pred_mask_logits.sum() * 0
+        return 0 * pred_mask_logits.sum()
     device = pred_mask_logits.device
     truth = cat(
         [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side).to(device) for x in filled]
@@ -80,7 +81,7 @@ def mask_rcnn_loss(
     logits = _own_channel(pred_mask_logits, cat([x.gt_classes for x in filled]).to(torch.int64))
     _log_mask_stats(logits, truth.to(torch.bool))
     storage = get_event_storage()
-    if vis_period > 0 and storage.iter % vis_period == 0:
+    if vis_period > 0 and not storage.iter % vis_period:
         pairs = torch.cat([logits.detach().sigmoid(), truth.to(logits.dtype)], dim=1)
         for index, pair in enumerate(pairs):
             storage.put_image(f"Left: mask prediction;   Right: mask GT ({index})", pair[None])
@@ -155,25 +156,20 @@ class MaskRCNNConvUpsampleHead(BaseMaskRCNNHead, nn.Sequential):
             conv_norm: normalisation of the convolutions, which then have no bias.
             kwargs: of `BaseMaskRCNNHead`.
         """
+        assert len(conv_dims) > 0, "conv_dims needs at least the deconvolution's channels"
         super().__init__(**kwargs)
-        assert len(conv_dims) >= 1, "conv_dims needs at least the deconvolution's channels"
         *body, up = conv_dims
-        width = input_shape.channels
-        for number, dim in enumerate(body, start=1):
-            window = {"kernel_size": 3, "padding": 1, "bias": not conv_norm}
-            after = {"norm": get_norm(conv_norm, dim), "activation": nn.ReLU()}
-            self.add_module(f"mask_fcn{number}", Conv2d(width, dim, **window, **after))
-            width = dim
-        self.deconv = ConvTranspose2d(width, up, kernel_size=2, stride=2)
+        widths = [input_shape.channels, *body]
+        for number, (inputs, outputs) in enumerate(itertools.pairwise(widths), start=1):
+            conv = make_conv(inputs, outputs, 3, conv_norm, activation=nn.ReLU())
+            self.add_module(f"mask_fcn{number}", conv)
+        self.deconv = ConvTranspose2d(widths[-1], up, 2, stride=2)
         self.deconv_relu = nn.ReLU()
-        self.predictor = Conv2d(up, num_classes, kernel_size=1)
-        for name, layer in self.named_children():
-            if name.startswith("mask_fcn") or name == "deconv":
-                c2_msra_fill(layer)
-        # Small logits at the start, as for any output layer of the detector.
-        last = self.predictor
-        nn.init.zeros_(last.bias)
-        nn.init.normal_(last.weight, std=0.001)
+        self.predictor = Conv2d(up, num_classes, 1)
+        *hidden, _, predictor = self.children()
+        for layer in hidden:
+            c2_msra_fill(layer)
+        normal_fill(predictor, std=0.001)
 
     @classmethod
     def from_config(cls, cfg, input_shape: ShapeSpec) -> dict:

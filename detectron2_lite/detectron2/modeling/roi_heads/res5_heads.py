@@ -48,11 +48,11 @@ class Res5ROIHeads(ROIHeads):
             kwargs: of `ROIHeads`.
         """
         super().__init__(**kwargs)
-        self.in_features = in_features
-        self.pooler = pooler
+        self.in_features, self.pooler = in_features, pooler
         self.res5 = res5 if isinstance(res5, nn.Module) else nn.Sequential(*res5)
-        self.mask_on, self.box_predictor = mask_head is not None, box_predictor
-        if mask_head is not None:
+        self.box_predictor = box_predictor
+        self.mask_on = mask_head is not None
+        if self.mask_on:
             self.mask_head = mask_head
 
     @classmethod
@@ -115,13 +115,19 @@ class Res5ROIHeads(ROIHeads):
         regions = self._shared_roi_transform(maps, [p.proposal_boxes for p in proposals])
         predictions = self.box_predictor(regions.mean(dim=(2, 3)))
         if not self.training:
-            detections, _ = self.box_predictor.inference(predictions, proposals)
+            detections = self.box_predictor.inference(predictions, proposals)[0]
             return self.forward_with_given_boxes(features, detections), {}
-        losses = self.box_predictor.losses(predictions, proposals)
-        if self.mask_on:
-            foreground, chosen = select_foreground_proposals(proposals, self.num_classes)
-            losses |= self.mask_head(regions[cat(chosen)], foreground)
-        return [], losses
+        box_losses = self.box_predictor.losses(predictions, proposals)
+        return [], box_losses | self._mask_losses(regions, proposals)
+
+    def _mask_losses(
+        self, regions: torch.Tensor, sampled: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """Losses of the mask branch on the foreground among the (N, C, h, h) regions."""
+        if not self.mask_on:
+            return {}
+        foreground, chosen = select_foreground_proposals(sampled, self.num_classes)
+        return self.mask_head(regions[cat(chosen)], foreground)
 
     def forward_with_given_boxes(
         self, features: Features, instances: list[Instances]

@@ -124,7 +124,10 @@ class ROIHeads(nn.Module):
             label[matched_labels == -1] = -1
         drawn = torch.cat(
             subsample_labels(
-                label, self.batch_size_per_image, self.positive_fraction, self.num_classes
+                label,
+                self.batch_size_per_image,
+                self.positive_fraction,
+                bg_label=self.num_classes,
             )
         )
         return drawn, label[drawn]
@@ -160,9 +163,9 @@ class ROIHeads(nn.Module):
             empty = int((classes == self.num_classes).sum())
             foreground, background = foreground + len(classes) - empty, background + empty
             sampled.append(chosen)
-        storage = get_event_storage()
-        storage.put_scalar("roi_head/num_fg_samples", foreground / max(len(sampled), 1))
-        storage.put_scalar("roi_head/num_bg_samples", background / max(len(sampled), 1))
+        for kind, count in (("fg", foreground), ("bg", background)):
+            per_image = count / max(len(sampled), 1)
+            get_event_storage().put_scalar(f"roi_head/num_{kind}_samples", per_image)
         return sampled
 
     def forward(
@@ -313,10 +316,10 @@ class StandardROIHeads(ROIHeads):
         del regions  # by far the largest tensor of the branch in inference
         if not self.training:
             return self.box_predictor.inference(predictions, proposals)[0]
-        losses = self.box_predictor.losses(predictions, proposals)
+        box_losses = self.box_predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
             self._move_proposals(predictions, proposals)
-        return losses
+        return box_losses
 
     @torch.no_grad()
     def _move_proposals(self, predictions: tuple, proposals: list[Instances]) -> None:
@@ -336,8 +339,9 @@ class StandardROIHeads(ROIHeads):
         box_field = "pred_boxes"
         if self.training:
             box_field = "proposal_boxes"
-            instances, _ = select_foreground_proposals(instances, self.num_classes)
-        x = {name: features[name] for name in self.mask_in_features}
+            instances = select_foreground_proposals(instances, self.num_classes)[0]
+        regions = {name: features[name] for name in self.mask_in_features}
         if self.mask_pooler is not None:
-            x = self.mask_pooler(list(x.values()), [i.get(box_field) for i in instances])
-        return self.mask_head(x, instances)
+            boxes = [each.get(box_field) for each in instances]
+            regions = self.mask_pooler(list(regions.values()), boxes)
+        return self.mask_head(regions, instances)
