@@ -25,10 +25,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from results import measurement, record
+
+from pseudolabel.weights import convert_file
+
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs/_base_/mask_rcnn_R_50_FPN.yaml"
 IMAGES = 4
 TOLERANCE = 1e-4
+QUANTITIES = ("boxes", "scores", "classes", "areas")
 SETTINGS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": 80,
     # Caffe-style weights: BGR, 0-255, stride in the 1x1.
@@ -177,10 +182,10 @@ def serve(data: str) -> None:
 
 def largest_differences(one: list[dict], other: list[dict]) -> dict[str, float]:
     """Largest absolute difference per quantity; infinite where the detections do not match up."""
-    result = dict.fromkeys(("boxes", "scores", "classes", "areas"), 0.0)
+    result = dict.fromkeys(QUANTITIES, 0.0)
     for left, right in zip(one, other, strict=True):
         for key in result:
-            a, b = (json.loads(json.dumps(side[key])) for side in (left, right))
+            a, b = left[key], right[key]
             if len(a) != len(b):
                 result[key] = float("inf")
                 continue
@@ -191,44 +196,74 @@ def largest_differences(one: list[dict], other: list[dict]) -> dict[str, float]:
     return result
 
 
-def exchange(builds: dict[str, Remote], weights: str, steps: int, folder: str) -> tuple[bool, str]:
-    """Each build trains and saves; both load. Whether all detections agree, and the last file."""
-    agree = True
+def exchange(
+    builds: dict[str, Remote], weights: str, steps: int, folder: str
+) -> tuple[dict[str, dict[str, float]], str]:
+    """Each build trains and saves; both load.
+
+    Returns:
+        {build that wrote the file: number of detections, largest differences between the two
+        readers}, and the last file.
+    """
+    facts = {}
     for name, writer in builds.items():
         writer("start", weights)
-        losses = [writer("step")["loss"] for _ in range(steps)]
+        for _ in range(steps):
+            writer("step")
         path = writer("save", folder)
-        found = {}
-        for reader_name, reader in builds.items():
+        found = []
+        for reader in builds.values():
             reader("start", path)
-            found[reader_name] = reader("detect")
-        difference = largest_differences(*found.values())
-        count = sum(len(image["scores"]) for image in found[name])
-        agree &= count > 0 and max(difference.values()) <= TOLERANCE
-        print(f"written by {name} ({steps} steps, last loss {losses[-1]:.6f}): {count} detections")
-        print("  largest difference: " + ", ".join(f"{k} {v:.2g}" for k, v in difference.items()))
-    return agree, path
+            found.append(reader("detect"))
+        count = sum(len(image["scores"]) for image in found[0])
+        facts[name] = {"detections": count, **largest_differences(*found)}
+    return facts, path
 
 
-def time_steps(builds: dict[str, Remote], weights: str, pairs: int) -> list[float]:
-    """CPU time of a step of the first build / of the second, per pair; the order alternates.
+def time_steps(builds: dict[str, Remote], weights: str, pairs: int) -> dict[str, Any]:
+    """CPU seconds of each build's steps, in turns, and the losses of the step before them.
 
     Both start from the same complete file, so that equal arithmetic shows in equal losses.
     """
     for build in builds.values():
         build("start", weights)
-    losses = [build("step")["loss"] for build in builds.values()]
-    ratios = []
+    first_losses = {name: build("step")["loss"] for name, build in builds.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in builds}
     for index in range(pairs):
-        order = list(builds) if index % 2 else list(builds)[::-1]
-        done = {name: builds[name]("step") for name in order}
-        first, second = (done[name] for name in builds)
-        ratios.append(first["seconds"] / second["seconds"])
+        for name in list(builds) if index % 2 else list(builds)[::-1]:
+            seconds[name].append(builds[name]("step")["seconds"])
+    return {"first_losses": first_losses, "cpu_seconds": seconds}
+
+
+def table(facts: dict[str, dict], timed: dict[str, Any], steps: int) -> dict[str, Any]:
+    """What was measured, as a record for docs/results."""
+    one, other = timed["cpu_seconds"].values()
+    ratios = [a / b for a, b in zip(one, other, strict=True)]
+    losses = list(timed["first_losses"].values())
+    first, second = timed["cpu_seconds"]
+    rows = [
+        [
+            f"checkpoint of {name} after {steps} steps: {fact['detections']} detections, largest "
+            "difference of boxes (px), scores, classes, mask areas (px)",
+            ", ".join(f"{fact[key]:.2g}" for key in QUANTITIES),
+        ]
+        for name, fact in facts.items()
+    ]
     difference = abs(losses[0] - losses[1]) / losses[1]
-    print(
-        f"first loss from the same weights: {losses[0]:.7f}, relative difference {difference:.1g}"
+    rows += [
+        ["first training loss from the same file, relative difference", f"{difference:.1g}"],
+        [
+            f"CPU time of a training step, {first} / {second}, median of {len(ratios)} pairs "
+            "(smallest to largest)",
+            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})",
+        ],
+    ]
+    text = (
+        "Stock Mask R-CNN R50-FPN on real images (short side 256, batch 2, one thread), a process "
+        "for each build of Detectron2."
     )
-    return ratios
+    raw = {"interchange": facts, **timed}
+    return measurement("providers", text, ["what", "measured"], rows, raw)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -239,6 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--other", help="Python of the environment with the other build")
     parser.add_argument("--pairs", type=int, default=15, help="timed steps of each build")
     parser.add_argument("--steps", type=int, default=5, help="training steps before saving")
+    parser.add_argument("--record", action="store_true", help="write docs/results")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
@@ -247,23 +283,25 @@ def main(argv: list[str] | None = None) -> int:
     data = os.environ.get("MASKSMITH_DATA")
     if not args.other or not data:
         parser.error("needs --other PYTHON and $MASKSMITH_DATA")
-    from pseudolabel.weights import convert_file
-
     with tempfile.TemporaryDirectory() as folder:
         weights = str(Path(folder, "resnet50.pth"))
         convert_file(str(Path(data, "weights/resnet50_caffe_c2c4.fp16.pth")), weights)
         remotes = [Remote(python, data) for python in (sys.executable, args.other)]
-        names = [remote("start", weights) for remote in remotes]
-        builds = dict(zip(names, remotes, strict=True))
+        builds = {remote("start", weights): remote for remote in remotes}
         if len(builds) < 2:
-            parser.error(f"both environments have detectron2 {names[0]}")
-        agree, trained = exchange(builds, weights, args.steps, folder)
-        ratios = time_steps(builds, trained, args.pairs)
+            parser.error("both environments have the same build of detectron2")
+        facts, trained = exchange(builds, weights, args.steps, folder)
+        timed = time_steps(builds, trained, args.pairs)
         for remote in remotes:
             remote.close()
-    print(
-        f"training step, {names[0]} / {names[1]}: {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs)"
+    result = table(facts, timed, args.steps)
+    for row in result["rows"]:
+        print(": ".join(row))
+    if args.record:
+        record(result)
+    agree = all(
+        fact["detections"] and max(fact[key] for key in QUANTITIES) <= TOLERANCE
+        for fact in facts.values()
     )
     return 0 if agree else 1
 

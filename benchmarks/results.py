@@ -21,6 +21,7 @@ from pseudolabel.mask_iou import score_label_file
 from pseudolabel.store import VERSIONED
 
 KIND = "boxes_to_masks"
+MEASUREMENT = "measurement"
 RESULTS = ROOT / "docs/results"
 # A weaker model on human masks says nothing about how good other masks are.
 MIN_HUMAN_AP = 25.0
@@ -70,6 +71,32 @@ def collect(
         ),
         "arms": runs,
         "retention": retention(runs.get("mal"), runs.get("human")),
+    }
+
+
+def measurement(
+    name: str, text: str, header: list[str], rows: list[list[str]], raw: dict[str, Any]
+) -> dict[str, Any]:
+    """One table of a benchmark as a JSON-able record.
+
+    Args:
+        name: of the file and of the section.
+        text: what the table shows and how it was measured, in a sentence or two.
+        header: titles of the columns.
+        rows: cells as they are shown; the first column is text.
+        raw: the numbers behind them, unrounded.
+    """
+    return {
+        "kind": MEASUREMENT,
+        "name": name,
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "command": portable_command(sys.argv),
+        "text": text,
+        "header": header,
+        "rows": rows,
+        "raw": raw,
+        "versions": _versions(),
+        "hardware": hardware(),
     }
 
 

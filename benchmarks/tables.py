@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results import KIND, MIN_HUMAN_AP, RESULTS
+from results import KIND, MEASUREMENT, MIN_HUMAN_AP, RESULTS
 from stages import ROOT
 
 from pseudolabel.errors import DataError
@@ -60,10 +60,7 @@ def results_page(folder: Path = RESULTS) -> str:
     """
     sections = []
     for path in sorted(folder.glob("*.json")):
-        result = read_json(path)
-        if result.get("kind") != KIND:
-            raise DataError(path, f"unknown kind {result.get('kind')!r}", "record it again")
-        sections.append(experiment_table(result))
+        sections.append(_section(path))
     return "\n".join([HEADER, *(sections or ["No result has been recorded yet.\n"])])
 
 
@@ -75,11 +72,35 @@ def filled_readme(text: str, folder: Path = RESULTS) -> str:
     """
 
     def section(match: re.Match) -> str:
-        table = experiment_table(read_json(folder / f"{match[1]}.json"))
-        body = table.partition("\n")[2].strip()
+        body = _section(folder / f"{match[1]}.json").partition("\n")[2].strip()
         return f"<!-- table: {match[1]} -->\n{body}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", section, text, flags=re.DOTALL)
+
+
+def _section(path: Path) -> str:
+    result = read_json(path)
+    if result.get("kind") == KIND:
+        return experiment_table(result)
+    if result.get("kind") == MEASUREMENT:
+        return measurement_table(result)
+    raise DataError(path, f"unknown kind {result.get('kind')!r}", "record it again")
+
+
+def measurement_table(result: dict[str, Any]) -> str:
+    """The Markdown section of one benchmark: its table, and how it was measured."""
+    versions = result["versions"]
+    lines = [
+        f"`{result['command']}`, {result['date']}",
+        f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}",
+    ]
+    parts = [
+        f"## {result['name']}",
+        result["text"],
+        markdown_table(result["header"], result["rows"]),
+        "\n".join(f"- {line}" for line in lines),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -170,10 +191,6 @@ def _retention_text(result: dict[str, Any]) -> str:
 
 
 def _provenance(result: dict[str, Any]) -> str:
-    machine = result["hardware"]
-    facts = [machine["cpu"], f"{machine['cores']} cores"]
-    facts += [f"{machine['memory_gib']} GiB"] if machine["memory_gib"] else []
-    facts += [machine["gpu"] or "no GPU"]
     durations = ", ".join(
         f"{stage} {value:.0f} s"
         for stage, value in result["seconds"].items()
@@ -184,11 +201,18 @@ def _provenance(result: dict[str, Any]) -> str:
         f"`{result['command']}`, one seed ({result['seed']}), {result['date']}",
         "data " + ", ".join(f"{s} {_short(f['sha256'])}" for s, f in result["data"].items()),
         "configs " + ", ".join(f"{c['file']} {_short(c['sha256'])}" for c in configs),
-        f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {', '.join(facts)}",
+        f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}",
     ]
     if durations:
         lines.append(f"wall time of the stages, some side by side: {durations}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _machine(result: dict[str, Any]) -> str:
+    machine = result["hardware"]
+    facts = [machine["cpu"], f"{machine['cores']} cores"]
+    facts += [f"{machine['memory_gib']} GiB"] if machine["memory_gib"] else []
+    return ", ".join([*facts, machine["gpu"] or "no GPU"])
 
 
 def _short(digest: str) -> str:
