@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pseudolabel.errors import DataError
+from pseudolabel.job.lease import acquire
 from tests.pseudolabel.job.made import (
     Counting,
     assert_all_accounted_for,
@@ -136,6 +137,43 @@ def test_two_launchers_at_once(folder, undisturbed):
         launcher.join()
     assert [launcher.exitcode for launcher in launchers] == [0, 0]
     assert outputs(folder) == undisturbed
+
+
+class Slow(Counting):
+    def label(self, image, boxes):
+        time.sleep(0.05)
+        return super().label(image, boxes)
+
+
+def stoppable(folder, **options):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        label(folder, labeler=Slow(), build=Slow, **options)
+    except KeyboardInterrupt:
+        os._exit(130)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_leaves_no_process_and_no_lease_to_wait_for(workers, folder, undisturbed):
+    process = start(stoppable, folder, workers=workers)
+    receipts = folder / "out/labels.json.job/receipts"
+    deadline = time.monotonic() + 30
+    while not list(receipts.glob("0*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.terminate()
+    process.join()
+    assert process.exitcode == 130
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    # A signal that arrives while one is made or given up may leave it behind, void.
+    left = [acquire(path) for path in (folder / "out/labels.json.job/leases").iterdir()]
+    assert None not in left
+    for lease in left:
+        lease.release()
+    again = Counting()
+    label(folder, labeler=again)
+    assert outputs(folder) == undisturbed
+    assert 0 < again.boxes < 50
 
 
 def cut_in_half(path):

@@ -32,8 +32,6 @@ from pseudolabel.labeler import LABELERS, Labeler
 from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.label")
-# The import takes seconds.
-ON_DEMAND = {"mal": "mal.labeler"}
 STOPPED = 130
 LINE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 
@@ -64,8 +62,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_labeler(args: argparse.Namespace) -> Labeler:
     """The labeler that the command line names; options that it does not have are refused."""
-    if args.labeler in ON_DEMAND:
-        importlib.import_module(ON_DEMAND[args.labeler])
+    if args.labeler == "mal":
+        importlib.import_module("mal.labeler")  # which takes seconds
     if args.labeler not in LABELERS:
         raise DataError("--labeler", f"unknown name {args.labeler!r}", "see --help")
     options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}

@@ -75,10 +75,11 @@ class Lease:
     def release(self) -> None:
         """Gives the lease up; one that another process has taken over stays."""
         self._stop.set()
-        self._thread.join()
+        # First of all, since a second Ctrl-C may cut the rest off.
         with suppress(OSError):
             if self.path.read_text() == self._token:
                 self.path.unlink()
+        self._thread.join()
 
     def __enter__(self) -> "Lease":
         return self

@@ -90,7 +90,7 @@ def write_job(folder: Path, images: int = 12, boxes: int = 60, seed: int = 0) ->
     return path
 
 
-def label(folder, boxes="boxes.json", labeler=None, images_json=None, **options):
+def label(folder, boxes="boxes.json", labeler=None, images_json=None, build=Counting, **options):
     """Runs the whole job of `write_job` in this process, or in forked ones (`workers`)."""
     labeler = labeler or Counting()
     given = JobInput(
@@ -101,7 +101,7 @@ def label(folder, boxes="boxes.json", labeler=None, images_json=None, **options)
     )
     settings = {"output": folder / "out/labels.json", "shard_boxes": 4, "start_method": "fork"}
     options = JobOptions(images=folder, **{**settings, **options})
-    return run_job(given, labeler, Counting, options)
+    return run_job(given, labeler, build, options)
 
 
 def outputs(folder):

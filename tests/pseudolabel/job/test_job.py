@@ -241,10 +241,7 @@ def test_results_that_cannot_be_used(change, images_json, problem, folder):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_folder_of_images_and_a_labeler_that_finds_its_boxes(workers, folder, tmp_path_factory):
     options = {"labeler": Blocks(), "output": tmp_path_factory.mktemp("out") / "labels.json"}
-    if workers == 2:
-        # `label` builds another labeler in the workers, so shards stand in for them.
-        assert label(folder, None, shard=(1, 2), **options) is None
-    manifest = label(folder, None, **options)
+    manifest = label(folder, None, build=Blocks, workers=workers, **options)
     labels = json.loads(options["output"].read_text())
     assert [a["id"] for a in labels["annotations"]] == list(
         range(1, len(labels["annotations"]) + 1)
