@@ -12,10 +12,7 @@ from detectron2.engine import defaults, launch
 from detectron2.utils import comm
 from torch.multiprocessing import ProcessRaisedException
 
-from pseudolabel.errors import DataError
-
-# How a traceback ends that a process was left with by bad input.
-DATA_ERROR = f"\n{DataError.__module__}.{DataError.__qualname__}: "
+from pseudolabel.errors import data_error_in
 
 
 def run_everywhere(main: Callable[[Namespace], object], args: Namespace) -> None:
@@ -48,8 +45,7 @@ def data_error_of(error: ProcessRaisedException) -> str | None:
 
     What arrives from that process is the text of its traceback alone.
     """
-    _, mark, message = str(error).rpartition(DATA_ERROR)
-    return message.strip() if mark else None
+    return data_error_in(str(error))
 
 
 @contextmanager

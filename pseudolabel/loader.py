@@ -150,7 +150,8 @@ class PositionDataset(Dataset):
 
     Args:
         records: Detectron2 dataset dicts.
-        mapper: record -> model input; may use the global generators.
+        mapper: record -> model input; may use the global generators. It names the images that it
+            cannot read by a DataError (see `mapper.CheckedMapper`).
         order: position -> record index.
         seed: of the run.
     """
@@ -163,14 +164,7 @@ class PositionDataset(Dataset):
     def __getitem__(self, position: int) -> dict:
         record = self.records[self.order(position)]
         with isolated_rng(mix_seed(self.seed, position)):
-            try:
-                return self.mapper(record)
-            except (OSError, SyntaxError) as error:
-                raise DataError(
-                    record.get("file_name", "?"),
-                    f"the image cannot be read ({error})",
-                    "replace the file, or drop its record from the JSON",
-                ) from error
+            return self.mapper(record)
 
 
 class PositionBatches(Sampler):

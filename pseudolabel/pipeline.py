@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from pseudolabel.errors import DataError
 from pseudolabel.evaluators import check_instance_evaluation, evaluator_from_config
 from pseudolabel.loader import TrainLoader, category_repeat_factors
+from pseudolabel.mapper import CheckedMapper
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +33,17 @@ class Pipeline(Protocol):
     sets need the same class list; where it is absent, they do not.
     """
 
-    def train_loader(self, cfg: CfgNode) -> TrainLoader: ...
+    def train_loader(self, cfg: CfgNode) -> TrainLoader:
+        """Endless batches of `DATASETS.TRAIN`, lists of what the model takes."""
+        ...
 
-    def test_loader(self, cfg: CfgNode, dataset_name: str) -> DataLoader: ...
+    def test_loader(self, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """The images of one data set, shared out among the ranks."""
+        ...
 
-    def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator: ...
+    def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+        """What scores the model's outputs for that data set; may write to `output_dir`."""
+        ...
 
 
 def build_pipeline(cfg: CfgNode) -> Pipeline:
@@ -132,18 +139,30 @@ class StockPipeline:
         check_instance_evaluation(cfg)
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
+        """Endless batches of `DATASETS.TRAIN` as `DatasetMapper` makes them.
+
+        Raises:
+            DataError: a mask is missing that would be trained on, or the sampler is not supported;
+                when iterated, at an image that cannot be used.
+        """
         records = get_detection_dataset_dicts(
             cfg.DATASETS.TRAIN,
             filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         )
         if cfg.MODEL.MASK_ON:
             require_masks(records)
-        return build_train_loader(
-            cfg, records, DatasetMapper(cfg, True), cfg.DATALOADER.ASPECT_RATIO_GROUPING
-        )
+        mapper = CheckedMapper(DatasetMapper(cfg, True))
+        return build_train_loader(cfg, records, mapper, cfg.DATALOADER.ASPECT_RATIO_GROUPING)
 
     def test_loader(self, cfg: CfgNode, dataset_name: str) -> DataLoader:
-        return build_detection_test_loader(cfg, dataset_name)
+        """Batches of one image, each image once over all ranks.
+
+        Raises:
+            DataError: when iterated, at an image that cannot be used.
+        """
+        mapper = CheckedMapper(DatasetMapper(cfg, False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper)
 
     def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> DatasetEvaluator:
+        """AP by the rules of the data set; see `evaluators.InstanceEvaluator`."""
         return evaluator_from_config(cfg, dataset_name, output_dir)

@@ -1,6 +1,8 @@
 """The loader: order and augmentation are pure functions of (seed, position)."""
 
+import pickle
 import random
+import re
 
 import numpy as np
 import pytest
@@ -35,6 +37,10 @@ def draw(record):
         "wide": record["width"] > record["height"],
         "noise": (random.random(), np.random.rand(), torch.rand(1).item()),
     }
+
+
+def refuse(record):
+    raise DataError(record["file_name"], "is bad", "mend it", "image 5") from OSError("truncated")
 
 
 def loader(count=10, **options):
@@ -104,12 +110,14 @@ def test_mix_seed_separates_neighbours():
     assert len(seeds) == 1000
 
 
-def test_unreadable_image_is_named():
-    def broken(record):
-        raise OSError("image file is truncated")
-
-    with pytest.raises(DataError, match=r"\d\.png.*truncated.*Remedy"):
-        take(TrainLoader(records(3), broken, batch_size=1, seed=0), 1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_data_is_named_by_one_message_from_any_process(workers):
+    broken = TrainLoader(records(3), refuse, batch_size=1, seed=0, num_workers=workers)
+    with pytest.raises(DataError) as error:
+        take(broken, 1)
+    message = str(error.value)
+    assert re.fullmatch(r"\d\.png \(image 5\): is bad\. Remedy: mend it\.", message)
+    assert str(pickle.loads(pickle.dumps(error.value))) == message
 
 
 def test_empty_training_set_is_refused():
