@@ -131,7 +131,11 @@ def image_name(image: Mapping[str, Any]) -> str | None:
     """
     name, url = image.get("file_name"), image.get("coco_url")
     if name is None and isinstance(url, str):
-        name = PurePosixPath(urlsplit(url).path).name
+        try:
+            name = PurePosixPath(urlsplit(url).path).name
+        except ValueError:
+            # No address, such as "http://[".
+            return None
     return name if isinstance(name, str) and name else None
 
 

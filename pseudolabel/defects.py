@@ -11,6 +11,7 @@ FILE = "the file"
 _ERRORS = {
     "file_unreadable": "check the path and the rights",
     "json_malformed": "write the file again; it may be cut off",
+    "duplicate_key": "remove one of the two; readers differ in which they take",
     "not_an_object": "give an instances file with images and annotations",
     "missing_list": "give a COCO or LVIS instances file",
     "not_a_record": "remove it; each entry of the list is a JSON object",
@@ -47,9 +48,9 @@ _ERRORS = {
     "rle_huge": "encode the mask at the size of its image",
     "iscrowd": "write 0 or 1",
     "area_malformed": "write the area in square pixels, 0 or more",
-    "score_range": "write a number in [0, 1], or remove the key",
     "image_missing": "restore the file, or correct the image folder",
-    "image_outside_root": "put the file itself into the image folder, not a link that leaves it",
+    "image_outside_root": "put the image into the folder, or allow links: --allow-links here, "
+    "allow_links: true in DATASETS.REGISTER",
     "image_empty": "fetch the file again",
     "image_unreadable": "replace the file or drop its record",
     "image_truncated": "fetch the file again",
@@ -62,6 +63,9 @@ _ERRORS = {
 _WARNINGS = {
     "byte_order_mark": "write the file as UTF-8 without a byte order mark",
     "annotation_id_zero": "start the ids at 1; pycocotools takes id 0 for 'no match'",
+    "score_range": "write a number in [0, 1], or remove the key",
+    "iscrowd_null": "write 0 or 1; all readers here take null as 0",
+    "rle_float": "write size and runs as whole numbers; pycocotools refuses others",
     "area_missing": "add it; COCO's evaluation reads it",
     "duplicate_category_name": "rename one; tables by class cannot tell them apart",
     "duplicate_file_name": "join the records of the file, or correct the name",

@@ -130,6 +130,20 @@ def parse_segmentation(
     return [_checked_ring(ring, height, width) for ring in segmentation]
 
 
+def whole_rle(segmentation: dict[str, Any]) -> dict[str, Any]:
+    """A sound run-length code with its numbers as `int`; the same object where they are.
+
+    JavaScript and some writers of JSON know no whole numbers, and pycocotools takes no others.
+    """
+    size, counts = segmentation["size"], segmentation["counts"]
+    changed = {}
+    if float in map(type, size):
+        changed["size"] = [int(n) for n in size]
+    if not isinstance(counts, str | bytes) and float in map(type, counts):
+        changed["counts"] = [int(n) for n in counts]
+    return {**segmentation, **changed} if changed else segmentation
+
+
 def _checked_ring(ring: Any, height: int | None, width: int | None) -> np.ndarray:
     wanted = "a polygon needs at least three finite x, y pairs"
     numbers = isinstance(ring, np.ndarray) or (
@@ -189,7 +203,7 @@ def _checked_rle(segmentation: dict, height: int | None, width: int | None) -> d
 def _rle_size(value: Any) -> list[int]:
     try:
         size = [int(n) for n in value]
-        sound = len(size) == 2 and min(size) >= 0 and all(n == v for n, v in zip(size, value))
+        sound = len(size) == 2 and min(size) >= 0 and _same(size, value)
     except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound:
@@ -199,10 +213,15 @@ def _rle_size(value: Any) -> list[int]:
     return size
 
 
+def _same(whole: list[int], given: Sequence) -> bool:
+    """Whether whole numbers say what was given; True and False say no number."""
+    return bool not in map(type, given) and all(n == v for n, v in zip(whole, given))
+
+
 def _run_list(counts: Any) -> list[int]:
     try:
         runs = [int(n) for n in counts]
-        sound = all(n == v for n, v in zip(runs, counts))
+        sound = _same(runs, counts)
     except (TypeError, ValueError, OverflowError):
         sound = False
     if not sound:

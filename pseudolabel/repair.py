@@ -4,7 +4,7 @@ Nothing is guessed. Every record that goes, and every value that changes, is one
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,10 @@ from pseudolabel.validation_records import LVIS_LISTS, SINGULAR, record_name
 
 # A mended record may show another defect, once or twice; after these rounds it is dropped.
 MENDING_ROUNDS = 4
+# Where an image lies is not for the JSON to say; its record stays.
+NOT_OF_THE_RECORD = frozenset({"image_outside_root"})
+# A float holds every whole number below this exactly.
+EXACT = 2**53
 REFERENCES = {"image_id": "images", "category_id": "categories"}
 
 
@@ -64,7 +68,7 @@ def repair_labels(data: object, image_defects: Iterable[Defect] = ()) -> Repair:
     Args:
         data: what `json` has read.
         image_defects: of `check_images` on the same data; an image with an error is dropped with
-            its annotations.
+            its annotations, but for one that lies behind a link.
 
     Returns:
         The new data, in which `check_labels` finds no error, and every step.
@@ -92,8 +96,11 @@ class _Workshop:
 
     def run(self, image_defects: list[Defect]) -> Repair:
         """Repairs, until no error is left."""
-        self._round(image_defects, mending=False)
-        self._convert_texts()
+        for defect in image_defects:
+            if defect.kind in NOT_OF_THE_RECORD:
+                self._note("left", defect.place, defect.problem)
+        self._round([d for d in image_defects if d.kind not in NOT_OF_THE_RECORD], mending=False)
+        self._convert_numbers()
         self.last_id = max({0, *self._ids("annotations"), *_integer_ids(self.given["annotations"])})
         rounds = 0
         while True:
@@ -214,46 +221,53 @@ class _Workshop:
                     doomed.update({(kind, index): why for index in indices})
         return doomed
 
-    def _convert_texts(self) -> None:
-        """Ids and references that are whole numbers in quotes become numbers, if none is taken."""
+    def _convert_numbers(self) -> None:
+        """Whole numbers in quotes or with a decimal point become whole numbers: ids, if none is
+        taken, what refers to them, and sizes."""
         for kind in LISTS:
             taken = self._ids(kind)
-            for index, (position, entry) in enumerate(self.rows[kind]):
-                number = _number_of(entry.get("id")) if isinstance(entry, dict) else None
-                if number is not None and number not in taken:
-                    self.rows[kind][index] = (position, {**entry, "id": number})
-                    self._note("changed", (kind, position), f"id {entry['id']!r} -> {number}")
+            self._convert(kind, ("id",), lambda number, taken=taken: number not in taken)
         known = {kind: self._ids(kind) - self._ambiguous(kind) for kind in REFERENCES.values()}
-        for index, (position, entry) in enumerate(self.rows["annotations"]):
-            for key, kind in REFERENCES.items() if isinstance(entry, dict) else ():
-                number = _number_of(entry.get(key))
-                if number in known[kind]:
-                    change = f"{key} {entry[key]!r} -> {number}"
-                    entry = {**entry, key: number}
-                    self.rows["annotations"][index] = (position, entry)
-                    self._note("changed", ("annotations", position), change)
+        for key, kind in REFERENCES.items():
+            self._convert("annotations", (key,), known[kind].__contains__)
+        self._convert("images", ("height", "width"), lambda number: True)
         for index, (position, entry) in enumerate(self.rows["images"]):
             for key in LVIS_LISTS if isinstance(entry, dict) else ():
                 listed = entry.get(key)
-                if isinstance(listed, list) and any(isinstance(i, str) for i in listed):
-                    texts = {i: _number_of(i) for i in listed if isinstance(i, str)}
-                    good = {i: n for i, n in texts.items() if n in known["categories"]}
-                    new = [good.get(i, i) if isinstance(i, str) else i for i in listed]
+                if not isinstance(listed, list):
+                    continue
+                numbers = [_number_of(i) for i in listed]
+                good = sum(number in known["categories"] for number in numbers)
+                if good:
+                    pairs = zip(listed, numbers)
+                    new = [n if n in known["categories"] else given for given, n in pairs]
                     entry = {**entry, key: new}
                     self.rows["images"][index] = (position, entry)
-                    self._note("changed", ("images", position), f"{key}: {len(good)} to numbers")
+                    self._note("changed", ("images", position), f"{key}: {good} to whole numbers")
+
+    def _convert(self, kind: str, keys: tuple[str, ...], fits: Callable[[int], bool]) -> None:
+        for index, (position, entry) in enumerate(self.rows[kind]):
+            for key in keys if isinstance(entry, dict) else ():
+                number = _number_of(entry.get(key))
+                if number is not None and fits(number):
+                    self._note("changed", (kind, position), f"{key} {entry[key]!r} -> {number}")
+                    entry = {**entry, key: number}
+                    self.rows[kind][index] = (position, entry)
 
     def _ambiguous(self, kind: str) -> set[int]:
-        """Numbers that one record has as id and another one, in quotes, as well."""
+        """Numbers that one record has as id and another one, written otherwise, as well."""
         entries = (entry for _, entry in self.rows[kind] if isinstance(entry, dict))
-        return {_number_of(e.get("id")) for e in entries if isinstance(e.get("id"), str)} - {None}
+        return {_number_of(entry.get("id")) for entry in entries} - {None}
 
 
-def _number_of(text: object) -> int | None:
-    """12 for "12"; None for all that is not the usual way to write a number."""
-    if not isinstance(text, str) or not text.isascii() or not text.isdecimal() or len(text) > 18:
+def _number_of(value: object) -> int | None:
+    """12 for "12" and 12.0; None for whole numbers and for all that is none surely."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < EXACT else None
+    if not isinstance(value, str) or not value.isascii() or not value.isdecimal():
         return None
-    return int(text) if str(int(text)) == text else None
+    # Longer ones may take long to read.
+    return int(value) if len(value) <= 18 and str(int(value)) == value else None
 
 
 def _has_integer_id(entry: object) -> bool:

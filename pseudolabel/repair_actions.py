@@ -8,7 +8,13 @@ from typing import Any
 
 from pseudolabel.checks import is_box, is_integer, quote
 from pseudolabel.defects import Defect
-from pseudolabel.masks import SegmentationError, clip_box, parse_segmentation, xywh_to_xyxy
+from pseudolabel.masks import (
+    SegmentationError,
+    clip_box,
+    parse_segmentation,
+    whole_rle,
+    xywh_to_xyxy,
+)
 from pseudolabel.validation_masks import measure
 
 # The new record with an account of the change.
@@ -47,7 +53,7 @@ def _new_id(entry: dict, defect: Defect, around: dict) -> Outcome:
 def _crowd_flag(entry: dict, defect: Defect, around: dict) -> Outcome:
     value = entry["iscrowd"]
     if value is None:
-        return _without(entry, "iscrowd", "iscrowd was null; removed the key, which means 0")
+        return {**entry, "iscrowd": 0}, "iscrowd null -> 0"
     if value in (0, 1, "0", "1"):
         return {**entry, "iscrowd": int(value)}, f"iscrowd {quote(value)} -> {int(value)}"
     return None
@@ -61,6 +67,11 @@ def _drop_points(entry: dict, defect: Defect, around: dict) -> Outcome:
         return None
     why = f"removed {len(rings) - len(kept)} of {len(rings)} rings, with less than three points"
     return {**entry, "segmentation": kept}, why
+
+
+def _whole_runs(entry: dict, defect: Defect, around: dict) -> Outcome:
+    code = whole_rle(entry["segmentation"])
+    return {**entry, "segmentation": code}, "numbers of the run-length code written as whole ones"
 
 
 def _clip(entry: dict, defect: Defect, around: dict) -> Outcome:
@@ -104,6 +115,8 @@ _ACTIONS: dict[str, Action] = {
     "score_range": _remove_key,
     "segmentation_empty": _remove_key,
     "iscrowd": _crowd_flag,
+    "iscrowd_null": _crowd_flag,
+    "rle_float": _whole_runs,
     "polygon_short": _drop_points,
     "box_partly_outside": _clip,
     "area_malformed": _area,

@@ -5,13 +5,16 @@ Nothing here draws a mask, imports Detectron2 or allocates memory by a number th
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pseudolabel.checks import is_integer, not_finite_key, quote
 from pseudolabel.defects import ERROR, FILE, Defect, make_defect
 from pseudolabel.files import read_json
+from pseudolabel.masks import whole_rle
 from pseudolabel.validation_images import check_images
 from pseudolabel.validation_masks import check_mask
 from pseudolabel.validation_records import (
@@ -26,6 +29,7 @@ from pseudolabel.validation_records import (
 
 __all__ = [
     "TOLERATED",
+    "UNREAD",
     "Defect",
     "check_images",
     "check_labels",
@@ -33,9 +37,12 @@ __all__ = [
     "load_labels",
     "read_checked",
     "refuse_first",
+    "settle",
 ]
 
 LISTS = ("images", "categories", "annotations")
+# Defects of a file in whose place `load_labels` returns None.
+UNREAD = frozenset({"file_unreadable", "json_malformed"})
 # COCO's own files hold a few boxes without area; Detectron2 leaves those out by itself.
 TOLERATED = frozenset({"box_zero"})
 
@@ -92,7 +99,8 @@ def load_labels(path: str | Path) -> tuple[object, list[Defect]]:
     """Reads a JSON whatever its state.
 
     Returns:
-        What it holds, None if it cannot be read, and the defects of the file itself.
+        What it holds, None if it cannot be read (a kind in `UNREAD`), and the defects of the file
+        itself.
     """
     try:
         raw = Path(path).read_bytes()
@@ -101,20 +109,33 @@ def load_labels(path: str | Path) -> tuple[object, list[Defect]]:
     defects = []
     if raw.startswith(codecs.BOM_UTF8):
         defects.append(make_defect("byte_order_mark", FILE, "begins with a byte order mark"))
+    doubles: list[str] = []
     try:
         text = raw.decode("utf-8-sig")
         # A file may be large, and the parsed one is larger.
         del raw
-        return json.loads(text), defects
+        data = json.loads(text, object_pairs_hook=partial(_object, doubles))
     except (ValueError, RecursionError) as error:
         defects.append(make_defect("json_malformed", FILE, f"not valid JSON ({error})"))
         return None, defects
+    return data, defects + [make_defect("duplicate_key", FILE, problem) for problem in doubles]
+
+
+def _object(doubles: list[str], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; describes in `doubles` keys that stand in it twice, of which `json` would
+    silently take the last."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        where = f"the object with the id {quote(value['id'])}" if "id" in value else "an object"
+        doubles.append(f"{where} has the key {quote(twice[0])} twice")
+    return value
 
 
 def read_checked(
     path: str | Path, *, need_size: bool = True, tolerated: Collection[str] = TOLERATED
 ) -> dict:
-    """Reads a label file for training or evaluation.
+    """Reads a label file for training or evaluation, and settles it (`settle`).
 
     Args:
         need_size: whether an image without `height` and `width` is an error.
@@ -125,7 +146,19 @@ def read_checked(
     """
     data = read_json(path)
     refuse_first(path, iterate_defects(data, need_size=need_size, plausibility=False), tolerated)
+    settle(data["annotations"])
     return data
+
+
+def settle(annotations: Iterable[dict]) -> None:
+    """Writes into checked annotations what a warning stands for, for readers that do not know:
+    an `iscrowd` of null is 0, and the numbers of a run-length code are whole.
+    """
+    for annotation in annotations:
+        if annotation.get("iscrowd", 0) is None:
+            annotation["iscrowd"] = 0
+        if isinstance(annotation.get("segmentation"), dict):
+            annotation["segmentation"] = whole_rle(annotation["segmentation"])
 
 
 def refuse_first(path: object, defects: Iterable[Defect], tolerated: Collection[str] = ()) -> None:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from pseudolabel.checks import image_name, is_integer, is_safe_name, quote
+from pseudolabel.checks import image_name, is_number, is_safe_name, quote
 from pseudolabel.defects import Defect
 from pseudolabel.errors import DataError
 from pseudolabel.files import is_deep
-from pseudolabel.image_paths import image_path
+from pseudolabel.image_paths import ImageFolder, OutsideError
 from pseudolabel.validation_records import Subject
 
 WORKERS = 4
@@ -39,16 +39,19 @@ class Header(NamedTuple):
         return (self.width, self.height) if turned else (self.height, self.width)
 
 
-def check_images(data: object, image_root: str | Path, *, pixels: bool = True) -> list[Defect]:
+def check_images(
+    data: object, image_root: str | Path, *, pixels: bool = True, allow_links: bool = False
+) -> list[Defect]:
     """What is wrong with the files of the images of a label file.
 
-    Left out are entries that `check_labels` finds without a usable name, and images of status
-    "rejected", which no reader opens.
+    A file is looked for where the loaders look for it. Left out are entries that `check_labels`
+    finds without a usable name, and images of status "rejected", which no reader opens.
 
     Args:
         data: the parsed JSON, whatever it is.
         image_root: the image folder; may itself be a link.
         pixels: whether to read the files to their end; else headers only.
+        allow_links: whether links below the folder may lead out of it.
     """
     entries = data.get("images") if isinstance(data, dict) else None
     subjects = (
@@ -56,14 +59,13 @@ def check_images(data: object, image_root: str | Path, *, pixels: bool = True) -
         for position, entry in enumerate(entries if isinstance(entries, list) else [])
         if _has_file(entry)
     )
-    root = Path(image_root)
-    resolved = root.resolve()
+    folder = ImageFolder(image_root, "images", allow_links=allow_links)
     found: list[Defect] = []
     with warnings.catch_warnings(), ThreadPoolExecutor(WORKERS) as pool:
         # Of large images, which Pillow reads nevertheless.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         while chunk := list(islice(subjects, CHUNK)):
-            for defects in pool.map(lambda s: list(_check_file(s, root, resolved, pixels)), chunk):
+            for defects in pool.map(lambda s: list(_check_file(s, folder, pixels)), chunk):
                 found += defects
     return found
 
@@ -75,23 +77,21 @@ def _has_file(entry: object) -> bool:
     return name is not None and is_safe_name(name)
 
 
-def _check_file(subject: Subject, root: Path, resolved: Path, pixels: bool) -> Iterator[Defect]:
+def _check_file(subject: Subject, folder: ImageFolder, pixels: bool) -> Iterator[Defect]:
     name = quote(image_name(subject.entry))
     try:
-        path = image_path(subject.entry, root, "images")
-        name = quote(str(path.relative_to(root)))
-        real = path.resolve()
-        if not real.is_relative_to(resolved):
-            problem = f"{name} is a link to {quote(str(real))}, outside of the image folder"
-            yield subject.defect("image_outside_root", problem, "file_name")
-            return
-        if not real.is_file():
-            what = "is no file" if real.exists() else "does not exist"
+        path = folder.path(subject.entry)
+        name = quote(str(path.relative_to(folder.root)))
+        if not path.is_file():
+            what = "is no file" if path.exists() else "does not exist"
             yield subject.defect("image_missing", f"{name} {what}", "file_name")
             return
-        if real.stat().st_size == 0:
+        if path.stat().st_size == 0:
             yield subject.defect("image_empty", f"{name} has 0 bytes", "file_name")
             return
+    except OutsideError as error:
+        yield subject.defect("image_outside_root", error.problem, "file_name")
+        return
     except DataError as error:
         yield subject.defect("file_name_unsafe", error.problem, "coco_url")
         return
@@ -138,7 +138,7 @@ def _check_header(subject: Subject, name: str, header: Header) -> Iterator[Defec
     if header.height == header.width == 1:
         yield subject.defect("image_one_pixel", f"{name} has a single pixel", "file_name")
     stated = tuple(subject.entry.get(key) for key in ("height", "width"))
-    if not all(map(is_integer, stated)):
+    if not all(map(is_number, stated)):
         return
     upright, stored = header.upright, (header.height, header.width)
     says = f"the JSON says {stated[1]}x{stated[0]}"

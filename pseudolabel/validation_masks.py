@@ -7,7 +7,7 @@ from pycocotools import mask as coco_rle
 
 from pseudolabel.checks import is_box, is_number
 from pseudolabel.defects import Defect
-from pseudolabel.masks import SegmentationError, parse_segmentation
+from pseudolabel.masks import SegmentationError, parse_segmentation, whole_rle
 from pseudolabel.validation_records import Known, Subject, size_of
 
 # An area is implausible where it differs from the mask's by more than this share and, for masks of
@@ -32,6 +32,9 @@ def check_mask(subject: Subject, known: Known, plausibility: bool = True) -> Ite
     except SegmentationError as error:
         yield subject.defect(error.kind, str(error), "segmentation")
         return
+    if isinstance(segmentation, dict) and whole_rle(segmentation) is not segmentation:
+        problem = "run-length code has numbers with a decimal point"
+        yield subject.defect("rle_float", problem, "segmentation")
     if plausibility:
         yield from _plausibility(subject, *measure(parsed))
 

@@ -3,6 +3,7 @@
 Each check yields defects, the gravest first, and never raises, whatever the JSON holds.
 """
 
+import math
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,10 +84,12 @@ class Subject:
             yield self.defect(kind, f"unknown {key} {quote(value)}", key)
 
     def unit_numbers(self) -> Iterator[Defect]:
-        """Defects of numbers that belong into [0, 1]; NaN has its own."""
+        """Defects of what belongs into [0, 1]; NaN and infinity have their own, an error."""
         for key in UNIT_KEYS:
             value = self.entry.get(key)
-            if value is not None and not (is_number(value) and 0 <= value <= 1):
+            if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                continue
+            if not (is_number(value) and 0 <= value <= 1):
                 yield self.defect("score_range", f"{key} is {quote(value)}, not in [0, 1]", key)
 
     def finite(self, skip: Iterable[str] = ()) -> Iterator[Defect]:
@@ -215,7 +218,9 @@ def check_annotation(subject: Subject, known: Known, seen: Container) -> Iterato
         yield from subject.reference("category_id", known.categories, "unknown_category")
     yield from _annotation_box(subject, size_of(entry, known))
     crowd = entry.get("iscrowd", 0)
-    if not is_integer(crowd) or crowd not in (0, 1):
+    if crowd is None:
+        yield subject.defect("iscrowd_null", "iscrowd is null", "iscrowd")
+    elif not is_integer(crowd) or crowd not in (0, 1):
         yield subject.defect("iscrowd", f"iscrowd is {quote(crowd)}, neither 0 nor 1", "iscrowd")
     yield from subject.finite(_CHECKED_APART)
     area = entry.get("area")

@@ -24,6 +24,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("file", help="COCO or LVIS JSON")
     parser.add_argument("--images", help="folder of the images; without it only the JSON is read")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images")
+    parser.add_argument(
+        "--allow-links", action="store_true", help="links may lead out of the image folder"
+    )
     parser.add_argument("--strict", action="store_true", help="warnings count as errors")
     parser.add_argument("--repair", metavar="OUT.json", help="repaired copy to write")
     parser.add_argument("--report", metavar="OUT.json", help="findings and steps as JSON to write")
@@ -77,7 +80,8 @@ def main(argv: list[str] | None = None) -> int:
         # A name in the file may hold what the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")
     try:
-        findings = examine(args.file, args.images, pixels=not args.headers_only)
+        pixels = not args.headers_only
+        findings = examine(args.file, args.images, pixels, args.allow_links)
         print_findings(findings, args.max)
         repair = repaired(findings, args.repair, args.max) if args.repair else None
         if args.report:

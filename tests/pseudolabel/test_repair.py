@@ -11,7 +11,7 @@ from pseudolabel.defects import ERROR, FILE
 from pseudolabel.masks import decode_segmentation
 from pseudolabel.repair import UnrepairableError, repair_labels
 from pseudolabel.validation import LISTS, check_images, check_labels
-from tests.pseudolabel.test_validation import (
+from tests.pseudolabel.label_files import (
     HEIGHT,
     NAN,
     SQUARE,
@@ -128,6 +128,23 @@ def lines(result):
             "changed annotation 12: removed 1 of 2 rings, with less than three points",
             {"segmentation": [SQUARE]},
         ),
+        (annotation(iscrowd=1.0), "changed annotation 12: iscrowd 1.0 -> 1", {"iscrowd": 1}),
+        (annotation(iscrowd=None), "changed annotation 12: iscrowd null -> 0", {"iscrowd": 0}),
+        (
+            annotation(segmentation=runs(0, 1200.0), bbox=[0, 0, 40, 30], area=1200),
+            "changed annotation 12: numbers of the run-length code written as whole ones",
+            {"segmentation": runs(0, 1200)},
+        ),
+        (
+            annotation(id=12.0),
+            "changed annotation at position 0: id 12.0 -> 12",
+            {"id": 12},
+        ),
+        (
+            annotation(category_id=3.0),
+            "changed annotation 12: category_id 3.0 -> 3",
+            {"category_id": 3},
+        ),
         (
             annotation(image_id="5"),
             "changed annotation 12: image_id '5' -> 5",
@@ -172,6 +189,36 @@ def all_texts(data):
     for entry in data["annotations"]:
         entry |= {"image_id": str(entry["image_id"]), "category_id": str(entry["category_id"])}
     data["images"][0]["neg_category_ids"] = ["9"]
+
+
+def all_floats(data):
+    for kind in LISTS:
+        for entry in data[kind]:
+            entry["id"] = float(entry["id"])
+    for entry in data["images"]:
+        entry |= {"height": float(HEIGHT), "width": float(WIDTH)}
+    for entry in data["annotations"]:
+        entry |= {"image_id": float(entry["image_id"]), "category_id": float(entry["category_id"])}
+        entry["iscrowd"] = float(entry["iscrowd"])
+    data["images"][0]["neg_category_ids"] = [9.0]
+
+
+def test_numbers_with_a_decimal_point_become_whole_ones():
+    """As a table with a missing value, or JavaScript, writes all of them."""
+    expected = sound()
+    expected["images"][0]["neg_category_ids"] = [9]
+    result = repaired(all_floats)
+    # As text, in which 1 and 1.0 differ.
+    assert json.dumps(result.data) == json.dumps(expected)
+    given = sound()
+    all_floats(given)
+    check_accounts(given, result)
+
+
+@pytest.mark.parametrize("number", [5.5, 2.0**53, 1e300, -0.5])
+def test_only_an_exact_whole_number_is_taken(number):
+    result = repaired(image(id=number))
+    assert [entry["id"] for entry in result.data["images"]] == [6]
 
 
 def test_ids_in_quotes_become_numbers_with_all_that_refers_to_them():
@@ -224,6 +271,21 @@ def test_an_image_that_cannot_be_read_goes_with_its_annotations(tmp_path):
     assert [entry["id"] for entry in result.data["annotations"]] == [15]
     assert lines(result)[0] == "dropped image 5: '5.png' does not exist"
     check_accounts(data, result)
+
+
+def test_an_image_behind_a_link_stays(tmp_path):
+    """Whether links are allowed is the caller's decision, not a fault of the records."""
+    (tmp_path / "images").mkdir()
+    for name in ("5.png", "6.png"):
+        (tmp_path / name).touch()
+        (tmp_path / "images" / name).symlink_to(tmp_path / name)
+    defects = check_images(sound(), tmp_path / "images")
+    result = repair_labels(sound(), defects)
+    assert result.data == sound()
+    assert [(step.action, step.record) for step in result.steps] == [
+        ("left", "image 5"),
+        ("left", "image 6"),
+    ]
 
 
 def test_what_is_left_is_said():

@@ -122,6 +122,83 @@ def test_repair_accounts_for_every_annotation(folder, capsys):
     assert command.main(["new.json", "--images", "."]) == 0
 
 
+def test_repair_mends_before_it_drops(folder, capsys):
+    """The file alone tells how to mend each of these faults: no record goes."""
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    for position, values in enumerate(
+        (
+            {"iscrowd": True},
+            {"area": -1},
+            {"id": 11.0},
+            {"image_id": 2.0},
+            {"category_id": "3"},
+            {"iscrowd": 0.0, "score": 87.5},
+        )
+    ):
+        data["annotations"][position].update(values)
+    data["images"][3].update(width=64.0, height=64.0)
+    path.write_text(json.dumps(data))
+    status, lines = run(capsys, "--images", ".", "--repair", "new.json")
+    assert status == 1
+    assert "new.json: annotations 8 in, 8 out, 0 dropped" in lines
+    assert "new.json: images 4 in, 4 out, 0 dropped" in lines
+    assert command.main(["new.json", "--images", ".", "--strict"]) == 0
+
+
+def test_a_repair_that_leaves_nothing_is_not_written(folder, capsys):
+    """All images are missing: the folder is wrong, not the file."""
+    (folder / "empty").mkdir()
+    arguments = ["instances.json", "--images", "empty", "--repair", "new.json"]
+    assert command.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert "none of its 4 images would be left; image 1: '1.png' does not exist" in err
+    assert "Remedy" in err
+    assert not (folder / "new.json").exists()
+    # The same where only the annotations would go.
+    path = folder / "instances.json"
+    data = json.loads(path.read_text())
+    for annotation in data["annotations"]:
+        annotation["bbox"] = None
+    path.write_text(json.dumps(data))
+    assert command.main(["instances.json", "--repair", "new.json"]) == 1
+    assert "none of its 8 annotations would be left" in capsys.readouterr().err
+    # A file without annotations stays one.
+    path.write_text(json.dumps({**data, "annotations": []}))
+    assert command.main(["instances.json", "--repair", "new.json"]) == 0
+
+
+def test_links_out_of_the_folder(folder, capsys):
+    (folder / "images").mkdir()
+    for number in range(1, 5):
+        (folder / "images" / f"{number}.png").symlink_to(folder / f"{number}.png")
+    status, lines = run(capsys, "--images", "images", "--repair", "new.json")
+    assert status == 1
+    assert "       4 image_outside_root" in lines
+    assert "new.json: images 4 in, 4 out, 0 dropped" in lines
+    assert run(capsys, "--images", "images", "--allow-links")[0] == 0
+
+
+def test_duplicate_keys_are_found_and_not_repaired(folder, capsys):
+    path = folder / "instances.json"
+    path.write_text(path.read_text()[:-1] + ', "annotations": []}')
+    status = command.main(["instances.json", "--repair", "new.json"])
+    out, err = capsys.readouterr()
+    assert status == 1
+    assert "error duplicate_key: an object has the key 'annotations' twice" in out
+    assert "cannot be repaired" in err
+    assert not (folder / "new.json").exists()
+
+
+def test_what_cannot_be_written_is_named_as_the_user_named_it(folder, capsys):
+    (folder / "file").touch()
+    edit(folder, area=5000)
+    assert command.main(["instances.json", "--repair", "file/new.json"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: file/new.json: ")
+    assert err.count("\n") == 1
+
+
 def test_names_that_no_terminal_shows(folder, capsys):
     path = folder / "instances.json"
     data = json.loads(path.read_text())
