@@ -161,6 +161,25 @@ def test_eight_bit_modes_are_accepted(mode, tmp_path):
     assert read_image(tmp_path / "x.tif").min() >= 254
 
 
+def test_a_failed_write_names_the_path_that_was_asked_for(tmp_path):
+    """Not the temporary file beside it, nor nothing at all as a full disk does."""
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError) as error, atomic_write(tmp_path / "file" / "a.json"):
+        pass
+    assert error.value.filename == str(tmp_path / "file" / "a.json")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OSError) as error, atomic_write(tmp_path / "taken"):
+        pass
+    assert (error.value.filename, error.value.filename2) == (str(tmp_path / "taken"), None)
+    with pytest.raises(OSError) as error, atomic_write(tmp_path / "a.json"):
+        raise OSError(28, "No space left on device")
+    assert error.value.filename == str(tmp_path / "a.json")
+    # An error of something else keeps its name.
+    with pytest.raises(OSError, match="absent"), atomic_write(tmp_path / "a.json"):
+        (tmp_path / "absent").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "taken"]
+
+
 def test_refuse_overwrite_sees_through_links(tmp_path):
     (tmp_path / "boxes.json").write_text("{}")
     (tmp_path / "link.json").symlink_to(tmp_path / "boxes.json")
