@@ -8,7 +8,7 @@ medium, large).
 """
 
 import logging
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from pseudolabel.ap_backends import BACKENDS
 from pseudolabel.errors import DataError
 from pseudolabel.files import read_json
 from pseudolabel.masks import decode_segmentation
+from pseudolabel.rejected import without_rejected
+from pseudolabel.validation import TOLERATED, iterate_defects, refuse_first
+from pseudolabel.validation_records import LVIS_LISTS
 
 logger = logging.getLogger(__name__)
 
@@ -26,23 +29,36 @@ logger = logging.getLogger(__name__)
 MAX_DETS = {"coco": 100, "lvis": 300}
 SIZES = ("APs", "APm", "APl")
 FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
+# Boxes without area in their image: not trained on, but COCO's own evaluation counts them.
+LEFT_OUT_LATER = TOLERATED | {"box_outside"}
+# An area in px² beyond all ranges, so that an instance is ignored in each. The fast backends know
+# no other way: they overwrite `ignore` by `iscrowd`, which would change the overlaps, too.
+NO_RANGE = 1e20
 
 
 class GroundTruth:
     """The annotations to evaluate against, complete and in memory; the file stays as it is.
 
-    `iscrowd` and `area` are filled in where they are missing (0; the area of the mask, or of the
-    box where there is none). Annotations are numbered anew, since an id 0 reads as "unmatched" in
-    COCO's evaluation, and images of status "rejected", which no loader yields, are left out. For
-    LVIS, as in its own package, `iscrowd` has no effect and instances without area do not count.
+    The file must pass the checks of training (`pseudolabel.validation`), but for the names of its
+    images. `iscrowd` and `area` are filled in where they are missing (0; the area of the mask, or
+    of the box where there is none), and images of status "rejected", which no loader yields, are
+    left out. For LVIS, as in its own package, `iscrowd` has no effect, a stated `ignore` has, and
+    instances without area do not count.
 
     Args:
         data: content of the JSON.
         source: its path, for messages.
         style: "coco" or "lvis".
 
+    Attributes:
+        images, annotations, categories: records of the file, categories by id.
+        sizes: image id -> (height, width).
+        image_numbers, category_numbers: id of the file -> its place in the order of the ids, from
+            1; what the backends are given, since not all of them take every whole number.
+        has_annotations: False for a test set without the list; it has predictions, but no numbers.
+
     Raises:
-        DataError: a record lacks a key that cannot be filled in, or a mask is malformed.
+        DataError: the first error of the file, or an unknown style.
     """
 
     def __init__(self, data: Mapping[str, Any], source: str | Path, style: str = "coco"):
@@ -52,50 +68,39 @@ class GroundTruth:
         for part in ("images", "categories"):
             if not data.get(part):
                 raise DataError(source, f"has no {part}", "give an instances file")
-        self.images = [self._image(i) for i in data["images"] if i.get("status") != "rejected"]
+        data, _ = without_rejected(data)
+        self.has_annotations = data.get("annotations") is not None
+        if not self.has_annotations:
+            data["annotations"] = []
+        # Images are not opened here: results name them by id.
+        defects = (d for d in iterate_defects(data, plausibility=False) if d.key != "file_name")
+        refuse_first(source, defects, LEFT_OUT_LATER)
+        self.images: list[dict] = data["images"]
         self.sizes = {i["id"]: (i["height"], i["width"]) for i in self.images}
         self.categories = sorted(data["categories"], key=lambda category: category["id"])
-        # A test set without annotations has predictions, but no numbers.
-        self.has_annotations = data.get("annotations") is not None
-        self.annotations = self._annotations(data.get("annotations") or [])
+        self.image_numbers = {key: n for n, key in enumerate(sorted(self.sizes), 1)}
+        self.category_numbers = {c["id"]: n for n, c in enumerate(self.categories, 1)}
+        self.annotations = self._annotations(data["annotations"])
 
     @classmethod
     def read(cls, json_file: str | Path, style: str = "coco") -> "GroundTruth":
         """The ground truth of a file; errors as of the class and of `read_json`."""
         return cls(read_json(json_file), json_file, style)
 
-    def _image(self, image: dict) -> dict:
-        missing = [key for key in ("id", "height", "width") if image.get(key) is None]
-        if missing:
-            record = f"image {image.get('id', image.get('file_name'))}"
-            raise DataError(self.source, f"has no {', '.join(missing)}", "add it", record)
-        if self.style == "lvis":
-            absent = {"neg_category_ids": [], "not_exhaustive_category_ids": []}
-            return {**absent, **image}
-        return image
-
     def _annotations(self, given: Sequence[dict]) -> list[dict]:
         rows, filled = [], {"iscrowd": 0, "area": 0}
         for annotation in given:
-            missing = [k for k in ("image_id", "category_id", "bbox") if annotation.get(k) is None]
-            if missing:
-                raise DataError(
-                    self.source,
-                    f"has no {', '.join(missing)}",
-                    "add it, or drop the record",
-                    f"annotation {annotation.get('id')}",
-                )
-            if annotation["image_id"] not in self.sizes:
-                continue
-            row = {**annotation, "id": len(rows) + 1}
-            if annotation.get("iscrowd") is None:
+            row = dict(annotation)
+            if isinstance(row.get("segmentation"), dict):
+                row["segmentation"] = _integral(row["segmentation"])
+            if row.get("iscrowd") is None:
                 row["iscrowd"] = 0
                 filled["iscrowd"] += 1
-            if not _is_number(annotation.get("area")):
-                row["area"] = self._area(annotation)
+            if row.get("area") is None:
+                row["area"] = self._area(row)
                 filled["area"] += 1
             if self.style == "lvis":
-                row.update(iscrowd=0, ignore=0)
+                row["iscrowd"] = 0
                 if not row["area"] > 0:
                     continue
             rows.append(row)
@@ -112,14 +117,8 @@ class GroundTruth:
     def _area(self, annotation: dict) -> float:
         if not annotation.get("segmentation"):
             return float(annotation["bbox"][2] * annotation["bbox"][3])
-        try:
-            mask = decode_segmentation(
-                annotation["segmentation"], *self.sizes[annotation["image_id"]]
-            )
-        except ValueError as error:
-            record = f"annotation {annotation.get('id')}"
-            raise DataError(self.source, str(error), "correct the mask", record) from error
-        return float(mask.sum())
+        size = self.sizes[annotation["image_id"]]
+        return float(decode_segmentation(annotation["segmentation"], *size).sum())
 
     def require_masks(self) -> None:
         """Refuses a file in which an annotation has no mask to compare masks with.
@@ -137,20 +136,58 @@ class GroundTruth:
                 f"first in image {bare[0]['image_id']}",
             )
 
+    def class_names(self) -> list[str]:
+        """Names of the categories by id; classes of one name have their id added to tell them
+        apart, "a (id 2)"."""
+        names = [category["name"] for category in self.categories]
+        while len(counts := Counter(names)) < len(names):
+            names = [
+                f"{name} (id {category['id']})" if counts[name] > 1 else name
+                for name, category in zip(names, self.categories)
+            ]
+        return names
+
     def dataset(self) -> dict[str, Any]:
-        """What a backend's own ground-truth class reads. Its records may be changed freely."""
-        # lvis refuses other frequencies; the means by frequency are taken here, not there.
-        categories = [{**c, "frequency": "f"} for c in self.categories]
+        """What a backend's own ground-truth class reads: images, categories and annotations by
+        number, with what evaluation needs and nothing else. Its records may be changed freely."""
+        categories = [
+            # lvis refuses other frequencies; the means by frequency are taken here, not there.
+            {"id": number, "name": name, "frequency": "f"}
+            for number, name in enumerate(self.class_names(), 1)
+        ]
         return {
             "info": {},
-            "images": self.images,
+            "images": [self._image(image) for image in self.images],
             "categories": categories,
-            "annotations": [dict(a) for a in self.annotations],
+            "annotations": [self._instance(n, a) for n, a in enumerate(self.annotations, 1)],
         }
 
+    def _image(self, image: dict) -> dict:
+        result = {"id": self.image_numbers[image["id"]]}
+        result["height"], result["width"] = self.sizes[image["id"]]
+        if self.style == "lvis":
+            for key in LVIS_LISTS:
+                result[key] = [self.category_numbers[c] for c in image.get(key) or ()]
+        return result
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    def _instance(self, number: int, annotation: dict) -> dict:
+        # Numbered anew: an id 0 reads as "unmatched" in COCO's evaluation.
+        result = {"id": number, "image_id": self.image_numbers[annotation["image_id"]]}
+        result["category_id"] = self.category_numbers[annotation["category_id"]]
+        result.update({key: annotation[key] for key in ("bbox", "area", "iscrowd")})
+        if self.style == "lvis" and annotation.get("ignore"):
+            result["area"] = NO_RANGE
+        if annotation.get("segmentation"):
+            result["segmentation"] = annotation["segmentation"]
+        return result
+
+
+def _integral(code: dict) -> dict:
+    """A checked run-length code with whole numbers of type int, which the libraries insist on."""
+    counts = code["counts"]
+    if isinstance(counts, list):
+        counts = [int(run) for run in counts]
+    return {"size": [int(side) for side in code["size"]], "counts": counts}
 
 
 def average_precision(
@@ -166,12 +203,14 @@ def average_precision(
 
     Args:
         results: image_id, category_id (of the JSON), score and, by task, bbox (XYWH) or
-            segmentation (RLE); neither changed nor kept. May be empty: AP is then 0.
+            segmentation (RLE); neither changed nor kept. May be empty: AP is then 0. Categories
+            that the file does not have count for none of its classes.
         task: "bbox" or "segm". Size classes of detections go by the area of the box or mask.
         backend: "faster_coco_eval", "hotcoco", or "reference", which is pycocotools for COCO and
             the lvis package for LVIS.
         max_dets: detections that count per image (in COCO: and category); 0 is the format's own.
-        per_class: add `AP-<class name>` for every class, if there is more than one.
+        per_class: add `AP-<class name>` for every class, if there is more than one; names as of
+            `GroundTruth.class_names`.
 
     Returns:
         AP, AP50, AP75, APs, APm, APl; for LVIS also APr, APc, APf; then the classes.
@@ -189,8 +228,8 @@ def average_precision(
     precision = match(truth, _rows(truth, results, task), task, limit)
     table = _summary(precision, truth)
     if per_class and len(truth.categories) > 1:
-        for k, category in enumerate(truth.categories):
-            table[f"AP-{category['name']}"] = _percent(precision[:, :, k, 0])
+        for k, name in enumerate(truth.class_names()):
+            table[f"AP-{name}"] = _percent(precision[:, :, k, 0])
     return table
 
 
@@ -217,12 +256,10 @@ def require_backend(name: str) -> Any:
 
 
 def _rows(truth: GroundTruth, results: Sequence[Mapping], task: str) -> list[dict]:
-    """Fresh result records with what the task needs; with the box left in, the libraries would
-    take the area of masks from it."""
+    """Fresh result records with what the task needs, by number; with the box left in, the libraries
+    would take the area of masks from it."""
     shape = "segmentation" if task == "segm" else "bbox"
-    keys = ("image_id", "category_id", "score", shape)
-    rows = [{key: result[key] for key in keys} for result in results]
-    unknown = {row["image_id"] for row in rows} - truth.sizes.keys()
+    unknown = {row["image_id"] for row in results} - truth.sizes.keys()
     if unknown:
         raise DataError(
             truth.source,
@@ -230,7 +267,16 @@ def _rows(truth: GroundTruth, results: Sequence[Mapping], task: str) -> list[dic
             "evaluate on the images of this file",
             f"first: image {min(unknown)}",
         )
-    return rows
+    return [
+        {
+            "image_id": truth.image_numbers[row["image_id"]],
+            # 0 is no category: such a result still takes its place among LVIS's 300 of an image.
+            "category_id": truth.category_numbers.get(row["category_id"], 0),
+            "score": row["score"],
+            shape: row[shape],
+        }
+        for row in results
+    ]
 
 
 def _summary(precision: np.ndarray, truth: GroundTruth) -> dict[str, float]:

@@ -8,6 +8,8 @@ import numpy as np
 from pseudolabel.ap_backends import numpy_float_alias
 from pseudolabel.masks import decode_segmentation, encode_rle
 
+FAST = ("faster_coco_eval", "hotcoco")
+BACKENDS = (*FAST, "reference")
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
@@ -91,3 +93,23 @@ def lvis_numbers(file, rows, task):
     for k, category in enumerate(truth.load_cats(run.params.cat_ids)):
         numbers[f"AP-{category['name']}"] = mean_percent(run.eval["precision"][:, :, k, 0])
     return numbers
+
+
+def square(y, x, side):
+    canvas = np.zeros((40, 40), dtype=bool)
+    canvas[y : y + side, x : x + side] = True
+    return {
+        "bbox": [float(x), float(y), float(side), float(side)],
+        "segmentation": encode_rle(canvas),
+    }
+
+
+def small_set(**changes):
+    """Two images, the second empty; one instance of class 1, none of class 7."""
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, **square(2, 3, 10)}
+    data = {
+        "images": [{"id": 1, "height": 40, "width": 40}, {"id": 2, "height": 40, "width": 40}],
+        "annotations": [{**annotation, "area": 100, "iscrowd": 0}],
+        "categories": [{"id": 7, "name": "seven"}, {"id": 1, "name": "one"}],
+    }
+    return {**data, **changes}
