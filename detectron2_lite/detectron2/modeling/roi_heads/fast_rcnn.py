@@ -120,6 +120,11 @@ def _feature_count(shape: ShapeSpec | int) -> int:
     return shape.channels * (shape.height or 1) * (shape.width or 1)
 
 
+def _source_boxes(proposals: list[Instances]) -> torch.Tensor:
+    """(R, 4): the boxes that deltas are relative to."""
+    return Boxes.cat([regions.proposal_boxes for regions in proposals]).tensor
+
+
 def _split(values: torch.Tensor, proposals: list[Instances]) -> list[torch.Tensor]:
     """(R, ...) to one (R_i, ...) for each image."""
     return list(values.split([len(regions) for regions in proposals]))
@@ -224,7 +229,7 @@ class FastRCNNOutputLayers(nn.Module):
         source = wanted = torch.zeros(0, 4, device=device)
         if proposals:
             classes = cat([p.gt_classes for p in proposals])
-            source = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
+            source = _source_boxes(proposals)
             assert not source.requires_grad, "proposals must be detached from the first stage"
             # Without ground truth all is background and the target is never read.
             fields = ["gt_boxes" if p.has("gt_boxes") else "proposal_boxes" for p in proposals]
@@ -348,8 +353,7 @@ class FastRCNNOutputLayers(nn.Module):
         """Per image the decoded boxes, (R_i, 4K or 4)."""
         if not proposals:
             return []
-        source = Boxes.cat([p.proposal_boxes for p in proposals]).tensor
-        decoded = self.box2box_transform.apply_deltas(predictions[1], source)
+        decoded = self.box2box_transform.apply_deltas(predictions[1], _source_boxes(proposals))
         return _split(decoded, proposals)
 
     def predict_probs(

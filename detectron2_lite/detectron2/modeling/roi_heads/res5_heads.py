@@ -48,10 +48,10 @@ class Res5ROIHeads(ROIHeads):
             kwargs: of `ROIHeads`.
         """
         super().__init__(**kwargs)
-        self.in_features, self.pooler = in_features, pooler
+        self.in_features, self.mask_on = in_features, mask_head is not None
+        self.pooler = pooler
         self.res5 = res5 if isinstance(res5, nn.Module) else nn.Sequential(*res5)
         self.box_predictor = box_predictor
-        self.mask_on = mask_head is not None
         if self.mask_on:
             self.mask_head = mask_head
 

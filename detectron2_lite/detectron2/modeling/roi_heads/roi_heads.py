@@ -312,14 +312,15 @@ class StandardROIHeads(ROIHeads):
         """Losses of the box branch in training, else the list of detections."""
         maps = [features[name] for name in self.box_in_features]
         regions = self.box_pooler(maps, [p.proposal_boxes for p in proposals])
-        predictions = self.box_predictor(self.box_head(regions))
+        predictor = self.box_predictor
+        predictions = predictor(self.box_head(regions))
         del regions  # by far the largest tensor of the branch in inference
         if not self.training:
-            return self.box_predictor.inference(predictions, proposals)[0]
-        box_losses = self.box_predictor.losses(predictions, proposals)
+            return predictor.inference(predictions, proposals)[0]
+        losses = predictor.losses(predictions, proposals)
         if self.train_on_pred_boxes:
             self._move_proposals(predictions, proposals)
-        return box_losses
+        return losses
 
     @torch.no_grad()
     def _move_proposals(self, predictions: tuple, proposals: list[Instances]) -> None:

@@ -125,7 +125,8 @@ class ColorAugSSDTransform(Transform):
         """Perhaps lighter or darker."""
         if _coin():
             most = self.brightness_delta
-            img = self.convert(img, beta=random.uniform(-most, most))
+            shift = random.uniform(-most, most)
+            img = self.convert(img, beta=shift)
         return img
 
     def contrast(self, img: np.ndarray) -> np.ndarray:
