@@ -7,14 +7,14 @@ one takes polygons, RLE and boxes without a mask, and any categories.
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle_tools
 
+from pseudolabel.checks import is_integer
 from pseudolabel.errors import DataError
-from pseudolabel.image_paths import image_candidates, image_path
+from pseudolabel.image_paths import ImageFolder
 
 # The federated part of LVIS, with the file's own category ids: what is surely absent from an image,
 # and what is annotated in part only.
@@ -29,6 +29,7 @@ def load_instances(
     extra_keys: Sequence[str] = (),
     *,
     federated: bool = False,
+    allow_links: bool = False,
 ) -> list[dict]:
     """Dataset dicts in Detectron2's format, one per image, in the order of the image ids.
 
@@ -38,20 +39,21 @@ def load_instances(
         image_root: the folder of the images.
         class_of: category id -> contiguous class.
         extra_keys: of an annotation, copied where it has them.
-        federated: LVIS: with the federated keys of each image, whose file may lie at any of
-            `image_candidates`. Otherwise a `file_name` is taken at its word.
+        federated: LVIS: with the federated keys of each image.
+        allow_links: whether links in `image_root` may lead out of it.
 
     Returns:
-        Dicts with file_name, height, width, image_id and annotations, which hold bbox (XYWH,
-        absolute), bbox_mode, category_id (contiguous), iscrowd where stated, and segmentation
-        (polygons or compressed RLE) where there is one.
+        Dicts with file_name (the first of `image_candidates` at which a file stands), height,
+        width, image_id and annotations, which hold bbox (XYWH, absolute), bbox_mode, category_id
+        (contiguous), iscrowd where stated, and segmentation (polygons or compressed RLE) where
+        there is one.
 
     Raises:
-        DataError: an annotation refers to no image or category of the file, or its segmentation is
-            neither polygons nor an RLE.
+        DataError: an annotation refers to no image or category of the file, its segmentation is
+            neither polygons nor an RLE, or an image lies outside of `image_root`.
     """
     annotations = defaultdict(list)
-    locate = image_path if federated else _stated_path
+    folder = ImageFolder(image_root, source, allow_links=allow_links)
     for annotation in data.get("annotations", []):
         annotations[annotation["image_id"]].append(
             _annotation(annotation, source, class_of, extra_keys)
@@ -59,7 +61,7 @@ def load_instances(
     records = []
     for image in sorted(data["images"], key=lambda image: image["id"]):
         record = {
-            "file_name": str(locate(image, image_root, source)),
+            "file_name": str(folder.path(image)),
             "height": image["height"],
             "width": image["width"],
             "image_id": image["id"],
@@ -79,31 +81,32 @@ def load_instances(
     return records
 
 
+def states_counts(categories: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether all categories state an `image_count`, as those of LVIS do."""
+    counts = [category.get("image_count") for category in categories]
+    return all(is_integer(count) and count >= 0 for count in counts)
+
+
 def class_image_counts(
     categories: Iterable[Mapping[str, Any]], annotations: Iterable[Mapping[str, Any]]
 ) -> list[dict]:
     """Images per class, as Detectron2's metadata key `class_image_count` holds them.
 
     Args:
-        categories: of the file, in the order of the classes. Where all state an `image_count`, as
-            LVIS does, it is taken; else the images are counted.
-        annotations: of the file.
+        categories: of the file, in the order of the classes. Where all state an `image_count`,
+            it is taken; else the images are counted.
+        annotations: of the file, checked (`pseudolabel.validation`) where they are counted.
 
     Returns:
         {"id": category id, "image_count": images with at least one instance} per class.
     """
     categories = list(categories)
-    if all(isinstance(category.get("image_count"), int) for category in categories):
+    if states_counts(categories):
         return [{"id": c["id"], "image_count": c["image_count"]} for c in categories]
     seen = defaultdict(set)
     for annotation in annotations:
         seen[annotation.get("category_id")].add(annotation.get("image_id"))
     return [{"id": c["id"], "image_count": len(seen[c["id"]])} for c in categories]
-
-
-def _stated_path(image: Mapping[str, Any], root: str | os.PathLike, source: object) -> Path:
-    # COCO has a `coco_url` too, but looking for each of 118,000 files takes a network disk minutes.
-    return image_candidates(image, root, source)[0]
 
 
 def _annotation(

@@ -9,15 +9,18 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from pseudolabel.checks import is_integer
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, read_json
-from pseudolabel.instances import class_image_counts, load_instances
+from pseudolabel.instances import class_image_counts, load_instances, states_counts
 from pseudolabel.pipeline import PIPELINES
 from pseudolabel.validation import TOLERATED, Defect, iterate_defects, refuse_first
+from pseudolabel.validation_records import Known, check_categories
 
 logger = logging.getLogger(__name__)
 
 REQUIRED_KEYS = ("name", "json", "image_root")
+OPTIONAL_KEYS = ("format", "allow_links")
 FORMATS = ("coco", "lvis")
 # Boxes without area in their image are in COCO's own files; the mappers leave them out.
 LEFT_OUT_LATER = TOLERATED | {"box_outside"}
@@ -29,8 +32,9 @@ def register_datasets(cfg: CfgNode) -> list[str]:
     """Registers every entry of `DATASETS.REGISTER` and settles the number of classes.
 
     An entry is a mapping with `name`, `json` (path), `image_root` (path) and optionally `format`
-    ("coco" or "lvis", which also chooses the evaluation). Registering the same entry twice is
-    harmless; the same name for other files is an error. With a pipeline whose models have class
+    ("coco" or "lvis", which also chooses the evaluation) and `allow_links` (True: links in
+    `image_root` may lead out of it). Registering the same entry twice is harmless; the same name
+    for other files is an error. With a pipeline whose models have class
     heads, all data sets must have the same list of classes, and `MODEL.ROI_HEADS.NUM_CLASSES` 0
     becomes its length.
 
@@ -38,7 +42,8 @@ def register_datasets(cfg: CfgNode) -> list[str]:
         The names, in the order of the config.
 
     Raises:
-        DataError: a key is missing, a file does not exist, a name is taken, or class lists differ.
+        DataError: a key is missing or unknown, a file does not exist, a name is taken, class lists
+            differ, or the categories (with LVIS, what has to be counted as well) are not sound.
     """
     names = [_register(entry) for entry in cfg.DATASETS.REGISTER]
     _settle_num_classes(cfg)
@@ -46,59 +51,84 @@ def register_datasets(cfg: CfgNode) -> list[str]:
 
 
 def _register(entry: Mapping) -> str:
-    missing = [key for key in REQUIRED_KEYS if not entry.get(key)]
-    if missing:
-        raise DataError(
-            "DATASETS.REGISTER", f"an entry has no {', '.join(missing)}: {dict(entry)}", "add it"
-        )
-    file_format = entry.get("format", "coco")
-    if file_format not in FORMATS:
-        raise DataError(
-            "DATASETS.REGISTER", f"unknown format {file_format!r}", f"use one of {FORMATS}"
-        )
+    file_format, allow_links = _options(entry)
     name = entry["name"]
     json_file, image_root = expand_path(entry["json"]), expand_path(entry["image_root"])
     if name in DatasetCatalog.list():
         known = MetadataCatalog.get(name)
-        stated = tuple(map(known.get, ("json_file", "image_root", "evaluator_type")))
-        if stated == (json_file, image_root, file_format):
+        keys = ("json_file", "image_root", "evaluator_type", "allow_links")
+        stated = tuple(map(known.get, keys))
+        if stated == (json_file, image_root, file_format, allow_links):
             return name
         raise DataError(
             "DATASETS.REGISTER",
-            f"the name {name!r} is taken by {stated[0]} with format {stated[2]!r}",
+            f"the name {name!r} is taken by {stated[0]} with format {stated[2]!r}, "
+            f"image_root {stated[1]} and allow_links {stated[3]}",
             "choose another name",
         )
     if not Path(image_root).is_dir():
         raise DataError("DATASETS.REGISTER", f"no image folder {image_root}", "correct image_root")
     data = read_json(json_file)
     categories = sorted_categories(data, json_file)
+    counts = _image_counts(data, json_file, categories) if file_format == "lvis" else None
+    # Nothing is registered before everything is known to be sound.
     DatasetCatalog.register(name, lambda: _load(json_file, image_root, name))
-    if file_format == "lvis":
-        counts = class_image_counts(categories, data.get("annotations", []))
+    if counts is not None:
         MetadataCatalog.get(name).set(class_image_count=counts)
     MetadataCatalog.get(name).set(
         json_file=json_file,
         image_root=image_root,
         evaluator_type=file_format,
+        allow_links=allow_links,
         thing_classes=[category["name"] for category in categories],
         thing_dataset_id_to_contiguous_id={c["id"]: i for i, c in enumerate(categories)},
     )
     return name
 
 
+def _options(entry: Mapping) -> tuple[str, bool]:
+    """Format and `allow_links` of an entry, whose keys are checked."""
+    source = "DATASETS.REGISTER"
+    if not isinstance(entry, Mapping):
+        raise DataError(source, f"the entry {entry!r} is no mapping", "write name, json, ...")
+    missing = [k for k in REQUIRED_KEYS if not (isinstance(entry.get(k), str) and entry[k])]
+    if missing:
+        raise DataError(source, f"an entry has no {', '.join(missing)}: {dict(entry)}", "add it")
+    unknown = sorted(set(entry) - {*REQUIRED_KEYS, *OPTIONAL_KEYS})
+    if unknown:
+        known = ", ".join((*REQUIRED_KEYS, *OPTIONAL_KEYS))
+        problem = f"an entry has the unknown key {unknown[0]!r}: {dict(entry)}"
+        raise DataError(source, problem, f"remove it; there are {known}")
+    file_format, allow_links = entry.get("format", "coco"), entry.get("allow_links", False)
+    if file_format not in FORMATS:
+        raise DataError(source, f"unknown format {file_format!r}", f"use one of {FORMATS}")
+    if not isinstance(allow_links, bool):
+        problem = f"allow_links of {entry['name']!r} is {allow_links!r}"
+        raise DataError(source, problem, "write True or False")
+    return file_format, allow_links
+
+
 def sorted_categories(data: Mapping[str, Any], json_file: str | Path) -> list[dict]:
     """The `categories` of a COCO or LVIS JSON by id; the class list of the data set.
 
     Raises:
-        DataError: there are none, or one has no integer id or no name.
+        DataError: there are none, or one has no integer id of its own or no name.
     """
     categories = data.get("categories")
-    if not categories:
+    if not categories or not isinstance(categories, list):
         raise DataError(json_file, "has no categories", "add the list of classes")
-    bad = [c for c in categories if not isinstance(c.get("id"), int) or not c.get("name")]
-    if bad:
-        raise DataError(json_file, f"category {bad[0]} lacks an integer id or a name", "add it")
+    refuse_first(json_file, check_categories(categories, Known()))
     return sorted(categories, key=lambda category: category["id"])
+
+
+def _image_counts(data: dict[str, Any], json_file: str, categories: list[dict]) -> list[dict]:
+    """`class_image_counts` of a file whose annotations are checked before they are counted."""
+    if states_counts(categories):
+        return class_image_counts(categories, ())
+    kept, _ = _without_rejected(data)
+    defects = iterate_defects(kept, masks=False, plausibility=False)
+    refuse_first(json_file, defects, LEFT_OUT_LATER)
+    return class_image_counts(categories, kept["annotations"])
 
 
 def _load(json_file: str, image_root: str, name: str) -> list[dict]:
@@ -107,7 +137,13 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
     Raises:
         DataError: the first error that `pseudolabel.validation` finds in what is left.
     """
-    data = _without_rejected(read_json(json_file), json_file)
+    data, rejected = _without_rejected(read_json(json_file))
+    if rejected:
+        logger.warning(
+            "%s: left out %d of %d images, whose status is 'rejected'; the reasons stand in the "
+            "rejects file of the label job",
+            *(json_file, rejected, rejected + len(data["images"])),
+        )
     left_out = Counter()
 
     def counted() -> Iterator[Defect]:
@@ -129,37 +165,36 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
         metadata.thing_dataset_id_to_contiguous_id,
         EXTRA_ANNOTATION_KEYS,
         federated=metadata.evaluator_type == "lvis",
+        allow_links=metadata.allow_links,
     )
 
 
-def _without_rejected(data: dict[str, Any], json_file: str) -> dict[str, Any]:
-    # Comes before any check, since a record may have been rejected for what a check would find.
-    images = data.get("images") or []
+def _without_rejected(data: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The images that a label job has not rejected, with their annotations; how many it has.
+
+    Comes before any check, since a record may have been rejected for what a check would find.
+    """
+    images, annotations = data.get("images"), data.get("annotations")
+    if not isinstance(images, list):
+        return data, 0
     rejected = {
         image["id"]
         for image in images
         if isinstance(image, dict)
         and image.get("status") == "rejected"
-        and isinstance(image.get("id"), int)
+        and is_integer(image.get("id"))
     }
     if not rejected:
-        return data
+        return data, 0
 
     def is_kept(entry: object, key: str) -> bool:
         value = entry.get(key) if isinstance(entry, dict) else None
-        return not (isinstance(value, int) and value in rejected)
+        return not (is_integer(value) and value in rejected)
 
-    logger.warning(
-        "%s: left out %d of %d images, whose status is 'rejected'; the reasons stand in the "
-        "rejects file of the label job",
-        *(json_file, len(rejected), len(images)),
-    )
-    annotations = data.get("annotations") or []
-    return {
-        **data,
-        "images": [image for image in images if is_kept(image, "id")],
-        "annotations": [a for a in annotations if is_kept(a, "image_id")],
-    }
+    kept = {**data, "images": [image for image in images if is_kept(image, "id")]}
+    if isinstance(annotations, list):
+        kept["annotations"] = [a for a in annotations if is_kept(a, "image_id")]
+    return kept, len(images) - len(kept["images"])
 
 
 def _settle_num_classes(cfg: CfgNode) -> None:

@@ -8,7 +8,7 @@ from detectron2.data.datasets import load_coco_json
 from pycocotools import mask as rle_tools
 
 from pseudolabel.errors import DataError
-from pseudolabel.image_paths import image_candidates, image_path
+from pseudolabel.image_paths import OutsideError, image_candidates, image_path
 from pseudolabel.instances import class_image_counts, load_instances
 from pseudolabel.masks import decode_segmentation, encode_rle
 
@@ -168,6 +168,30 @@ def test_all_images_of_the_v05_subset_are_found(data_dir):
     names = {record["file_name"] for record in records}
     assert names == {str(path) for path in (folder / "images").iterdir()}
     assert len(names) == 62
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_file_name_comes_first_and_the_documented_places_after_it(federated, tmp_path):
+    data = lvis()
+    second = {"id": 8, "file_name": OLD, "coco_url": URL, "height": 6, "width": 8}
+    data["images"].append(second)
+    (tmp_path / "train2017").mkdir()
+    (tmp_path / "train2017/000000000007.jpg").touch()
+    names = [record["file_name"] for record in load(data, tmp_path, federated=federated)]
+    assert names == [str(tmp_path / "train2017/000000000007.jpg")] * 2
+    (tmp_path / OLD).touch()
+    assert load(data, tmp_path, federated=federated)[1]["file_name"] == str(tmp_path / OLD)
+
+
+@pytest.mark.parametrize("federated", [False, True])
+def test_link_out_of_the_folder_needs_leave(federated, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "secret.jpg").touch()
+    (tmp_path / "images/000000000007.jpg").symlink_to("../secret.jpg")
+    with pytest.raises(OutsideError, match=r"a\.json \(image 7\).*allow_links"):
+        load(lvis(), tmp_path / "images", federated=federated)
+    (record,) = load(lvis(), tmp_path / "images", federated=federated, allow_links=True)
+    assert record["file_name"] == str(tmp_path / "images/000000000007.jpg")
 
 
 def test_class_image_counts_are_the_files_where_it_states_all():

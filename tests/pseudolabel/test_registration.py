@@ -47,6 +47,12 @@ def config(*entries):
     return cfg
 
 
+def load(one):
+    """Registers an entry and reads its data set."""
+    register_datasets(config(one))
+    return DatasetCatalog.get(one["name"])
+
+
 def test_classes_boxes_and_ids_come_from_the_json(tmp_path):
     write_coco(tmp_path)
     one = entry(tmp_path)
@@ -114,9 +120,8 @@ def test_loading_makes_the_checks_of_validation(file_format, change, message, tm
     data["annotations"][0].update(change)
     file.write_text(json.dumps(data))
     one = entry(tmp_path, format=file_format)
-    register_datasets(config(one))
     with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
-        DatasetCatalog.get(one["name"])
+        load(one)
 
 
 @pytest.mark.parametrize("box", [[1, 2, 0, 4], [40, 2, 3, 4]])
@@ -140,6 +145,9 @@ def test_box_without_area_in_its_image_is_counted_and_left_to_the_mappers(box, t
         ({"json": "/nowhere/a.json"}, r"a\.json.*does not exist"),
         ({"image_root": "/nowhere"}, "no image folder"),
         ({"format": "yolo"}, "unknown format 'yolo'.*use one of .*coco.*lvis"),
+        ({"allow_link": True}, "unknown key 'allow_link'.*remove it; there are .*allow_links"),
+        ({"allow_links": "no"}, "allow_links of .* is 'no'.*write True or False"),
+        ({"json": 5}, "has no json"),
         ({"json": "$MASKSMITH_UNSET_ROOT/a.json"}, "environment variable"),
     ],
 )
@@ -147,6 +155,100 @@ def test_bad_entry_is_refused(change, message, tmp_path):
     write_coco(tmp_path)
     with pytest.raises(DataError, match=message):
         register_datasets(config(entry(tmp_path, **change)))
+
+
+def test_entry_that_is_no_mapping_is_refused():
+    cfg = config()
+    cfg.DATASETS.REGISTER = ["boxes.json"]
+    with pytest.raises(DataError, match=r"'boxes\.json' is no mapping"):
+        register_datasets(cfg)
+
+
+SIZE = {"width": 20, "height": 10}
+# Whatever the JSON holds: a DataError that names the place, at registration or at loading.
+MALFORMED = [
+    ("images", None, "no list 'images'"),
+    ("images", [5], "image at position 0"),
+    ("annotations", None, "no list 'annotations'"),
+    ("annotations", {"a": 1}, "no list 'annotations'"),
+    ("annotations", [[1]], "annotation at position 0"),
+    (
+        "annotations",
+        [{"id": 5, "image_id": [1], "category_id": 9, "bbox": [1, 2, 3, 4]}],
+        "ation 5",
+    ),
+    (
+        "annotations",
+        [{"id": 5, "image_id": 1, "category_id": [9], "bbox": [1, 2, 3, 4]}],
+        "ation 5",
+    ),
+    ("annotations", [{"id": [5], "image_id": 1, "category_id": 9, "bbox": [1, 2, 3, 4]}], "tion 0"),
+    ("categories", None, "has no categories"),
+    ("categories", {"9": "bolt"}, "has no categories"),
+    ("categories", [9], "category at position 0"),
+    ("categories", [{"id": "9", "name": "bolt"}], "category at position 0"),
+    ("categories", [{"id": True, "name": "bolt"}], "category at position 0"),
+    ("categories", [{"id": 9, "name": ["bolt"]}], "category 9"),
+    ("categories", [{"id": 9, "name": "a"}, {"id": 9, "name": "b"}], "category 9.*twice"),
+]
+
+
+@pytest.mark.parametrize("file_format", ["coco", "lvis"])
+@pytest.mark.parametrize(("key", "value", "message"), MALFORMED)
+def test_malformed_json_is_named_and_nothing_is_half_registered(
+    key, value, message, file_format, tmp_path
+):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    whole = file.read_text()
+    file.write_text(json.dumps({**json.loads(whole), key: value}))
+    one = entry(tmp_path, format=file_format)
+    with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
+        load(one)
+    if one["name"] in DatasetCatalog.list():
+        return
+    # The same name is free for the corrected file.
+    file.write_text(whole)
+    assert len(load(one)) == 1
+
+
+def test_half_registration_leaves_no_trace(tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": [3]}))
+    one = entry(tmp_path, format="lvis")
+    with pytest.raises(DataError):
+        register_datasets(config(one))
+    assert one["name"] not in DatasetCatalog.list()
+
+
+def test_frequencies_are_counted_without_what_a_label_job_rejected(tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data["images"].append({"id": 2, "file_name": "../x.png", "status": "rejected", **SIZE})
+    data["annotations"].append({"id": 6, "image_id": 2, "category_id": 4, "bbox": None})
+    file.write_text(json.dumps(data))
+    one = entry(tmp_path, format="lvis")
+    register_datasets(config(one))
+    counts = MetadataCatalog.get(one["name"]).class_image_count
+    assert counts == [{"id": 4, "image_count": 0}, {"id": 9, "image_count": 1}]
+
+
+def test_links_out_of_the_folder_are_followed_only_where_the_entry_says_so(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.png").symlink_to("../1.png")
+    one = entry(tmp_path, image_root=str(tmp_path / "images"))
+    register_datasets(config(one))
+    with pytest.raises(DataError, match=r"outside of the image folder.*allow_links: true"):
+        DatasetCatalog.get(one["name"])
+    with pytest.raises(DataError, match=r"is taken by .* allow_links False"):
+        register_datasets(config({**one, "allow_links": True}))
+    other = entry(tmp_path, image_root=str(tmp_path / "images"), allow_links=True)
+    register_datasets(config(other))
+    (record,) = DatasetCatalog.get(other["name"])
+    assert record["file_name"] == str(tmp_path / "images/1.png")
 
 
 def test_wrong_class_count_is_refused(tmp_path):
