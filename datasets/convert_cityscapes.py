@@ -56,6 +56,8 @@ NOT_IN_TASK = ("caravan", "trailer")
 TASK_CLASSES = tuple(name for name in THINGS.values() if name not in NOT_IN_TASK)
 LABELS = 34
 """Label ids are 0 ... 33."""
+FOLDERS = ("leftImg8bit", "gtFine")
+"""Of the data set; nothing is written into them."""
 IMAGE_ENDING = "_leftImg8bit.png"
 
 
@@ -75,7 +77,7 @@ def convert(root: Path, split: str, classes: tuple[str, ...] = TASK_CLASSES) -> 
     writer = CocoWriter(f"Cityscapes gtFine {split}", kept)
     for image, instance_file, label_file in _triples(root, split):
         size = image_size(image)
-        label_map = _read_checked(instance_file, label_file, size)
+        label_map = _read_labels(instance_file, label_file, size)
         writer.add_image(image.relative_to(root / "leftImg8bit").as_posix(), size)
         for region in regions(label_map):
             is_group = region.value < LABELS
@@ -106,7 +108,7 @@ def _triples(root: Path, split: str) -> list[tuple[Path, Path, Path]]:
     return triples
 
 
-def _read_checked(instance_file: Path, label_file: Path, size: tuple[int, int]) -> np.ndarray:
+def _read_labels(instance_file: Path, label_file: Path, size: tuple[int, int]) -> np.ndarray:
     """The instanceIds map (H, W), once it is known to be sound and to agree with labelIds."""
     instances, labels = read_label_map(instance_file), read_label_map(label_file)
     check_same_size(instances, instance_file, size)
@@ -139,7 +141,7 @@ def main() -> int:
     parser.add_argument("--split", choices=("train", "val"), required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--classes", nargs="+", choices=THINGS.values(), default=TASK_CLASSES)
-    return run_conversion(lambda o: convert(o.root, o.split, tuple(o.classes)), parser)
+    return run_conversion(lambda o: convert(o.root, o.split, tuple(o.classes)), parser, FOLDERS)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,8 @@ CLASSES = (
     *("train", "tvmonitor"),
 )
 VOID = 255
+FOLDERS = ("ImageSets", "JPEGImages", "SegmentationObject", "SegmentationClass", "Annotations")
+"""Of the data set; nothing is written into them."""
 
 
 def convert(root: Path, split: str) -> CocoWriter:
@@ -116,7 +118,7 @@ def main() -> int:
     parser.add_argument("root", type=Path, help="the folder of one year: VOCdevkit/VOC2012")
     parser.add_argument("--split", required=True, help="a list in ImageSets/Segmentation")
     parser.add_argument("--output", type=Path, required=True)
-    return run_conversion(lambda options: convert(options.root, options.split), parser)
+    return run_conversion(lambda options: convert(options.root, options.split), parser, FOLDERS)
 
 
 if __name__ == "__main__":

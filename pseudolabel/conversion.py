@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import ndimage
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import guarded_join, refuse_overwrite, write_json
+from pseudolabel.files import failure_line, guarded_join, refuse_overwrite, write_json
 from pseudolabel.masks import rle_from_patch
 
 MAX_LABEL = 65535
@@ -184,9 +184,28 @@ def read_image_list(path: str | Path) -> list[str]:
     return names
 
 
+def refuse_own_input(output: Path, folders: Iterable[Path]) -> None:
+    """Stops a conversion, before it works, whose output would replace what it reads.
+
+    Args:
+        output: the JSON to write; one that exists is replaced.
+        folders: what is read lies in them.
+
+    Raises:
+        DataError: the output lies in one of the folders, by whatever link, or is there and no JSON.
+    """
+    for folder in folders:
+        if output.resolve().is_relative_to(folder.resolve()):
+            problem = f"lies in {folder}, among the files of the data set"
+            raise DataError(output, problem, "name an output outside of it")
+    if output.exists() and output.suffix.lower() != ".json":
+        raise DataError(output, "exists and is no .json", "name a .json file as output")
+
+
 def run_conversion(
     convert: Callable[[argparse.Namespace], CocoWriter],
     parser: argparse.ArgumentParser,
+    folders: Sequence[str],
     argv: Sequence[str] | None = None,
 ) -> int:
     """A converter as a command: parses, converts, writes `--output` atomically, prints counts.
@@ -194,6 +213,7 @@ def run_conversion(
     Args:
         convert: makes the data from the parsed options.
         parser: has at least `output` (a path) and `root` (a folder).
+        folders: below `root`, that are read; the output may not lie in them.
 
     Returns:
         0; 1 with one clear error line, and nothing written.
@@ -201,14 +221,11 @@ def run_conversion(
     options = parser.parse_args(argv)
     try:
         refuse_overwrite(options.root, options.output)
+        refuse_own_input(options.output, [options.root / folder for folder in folders])
         writer = convert(options)
         write_json(options.output, writer.data)
-    except DataError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    except OSError as error:
-        where, problem = error.filename or options.output, error.strerror or error
-        sys.stderr.write(f"{where}: {problem}. Remedy: check disk space and rights.\n")
+    except (DataError, OSError) as error:
+        sys.stderr.write(f"{failure_line(error, options.output)}\n")
         return 1
     sys.stdout.write(f"{options.output}: {writer.summary()}\n")
     return 0

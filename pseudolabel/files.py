@@ -61,6 +61,19 @@ def refuse_overwrite(source: str | os.PathLike, *targets: str | os.PathLike) -> 
             raise DataError(target, "the output is a folder", "name a file in it")
 
 
+def failure_line(error: DataError | OSError, target: object) -> str:
+    """What a command says when it cannot go on, in one line.
+
+    Args:
+        error: what stopped it.
+        target: what it was to write; named where the error of the system names no file.
+    """
+    if isinstance(error, DataError):
+        return str(error)
+    where, problem = error.filename or target, error.strerror or error
+    return f"{where}: {problem}. Remedy: check disk space and rights."
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Opens a temporary sibling of `path`; it replaces `path` only when the block ends well.

@@ -15,7 +15,7 @@ import sys
 from pseudolabel.errors import DataError
 from pseudolabel.export import FORMATS, export_labels
 from pseudolabel.export.source import refuse_existing
-from pseudolabel.files import refuse_overwrite, write_json
+from pseudolabel.files import failure_line, refuse_overwrite, write_json
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -46,12 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         report = export_labels(args.labels, args.format, args.output)
         if args.report:
             write_json(args.report, report.as_json(), indent=1)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where, problem = error.filename or args.output, error.strerror or error
-        print(f"error: {where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {failure_line(error, args.output)}", file=sys.stderr)
         return 1
     *details, total = report.lines()
     for line in details[: args.max]:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import refuse_overwrite
+from pseudolabel.files import failure_line, refuse_overwrite
 from pseudolabel.report.build import Options, write_page
 from pseudolabel.report.queue import write_queue
 from pseudolabel.store import output_paths
@@ -86,12 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.queue is not None:
             rows = write_queue(labels, args.queue, args.queue_output)
             print(f"wrote {args.queue_output}: {len(rows)} records to look at")
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where, problem = error.filename or args.output, error.strerror or error
-        print(f"error: {where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(f"error: {failure_line(error, args.output)}", file=sys.stderr)
         return 1
     return 0
 

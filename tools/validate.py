@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import refuse_overwrite
+from pseudolabel.files import failure_line, refuse_overwrite
 from pseudolabel.repair import Repair
 from pseudolabel.validation_report import Findings, examine, write_repair, write_report
 
@@ -87,8 +87,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.report:
             write_report(findings, repair, args.report)
     except OSError as error:
-        where, problem = error.filename or args.repair or args.report, error.strerror or error
-        print(f"error: {where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+        print(f"error: {failure_line(error, args.repair or args.report)}", file=sys.stderr)
         return 1
     return 1 if findings.errors or (args.strict and findings.warnings) else 0
 

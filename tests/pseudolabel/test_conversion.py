@@ -1,6 +1,7 @@
 """Label maps to regions and records, against whole-image comparisons on random maps."""
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ def command(tmp_path, convert, output):
     parser = argparse.ArgumentParser()
     parser.add_argument("root", type=Path)
     parser.add_argument("--output", type=Path)
-    return run_conversion(convert, parser, [str(tmp_path / "root"), "--output", str(output)])
+    arguments = [str(tmp_path / "root"), "--output", str(output)]
+    return run_conversion(convert, parser, ["maps", "lists"], arguments)
 
 
 def test_command_writes_and_counts(tmp_path, capsys):
@@ -139,3 +141,31 @@ def test_command_that_cannot_write(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "Remedy: check disk space and rights" in error
+
+
+@pytest.mark.parametrize(
+    ("output", "problem"),
+    [
+        ("root/lists/train.txt", "lies in .*lists, among the files of the data set"),
+        ("root/maps/new.json", "lies in .*maps"),  # even a file that does not exist yet
+        ("link/a_polygons.json", "lies in .*maps"),  # a JSON of the data set, through a link
+        ("notes.txt", "exists and is no .json"),
+        ("root/README", "exists and is no .json"),
+    ],
+)
+def test_command_never_replaces_what_it_reads(output, problem, tmp_path, capsys):
+    for name in ("root/lists/train.txt", "root/maps/a_polygons.json", "notes.txt", "root/README"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    (tmp_path / "link").symlink_to("root/maps")
+    before = {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()}
+    assert command(tmp_path, lambda options: pytest.fail("it has begun"), tmp_path / output) == 1
+    assert re.search(problem + ".*Remedy", capsys.readouterr().err)
+    assert {path: path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_command_replaces_a_json_beside_the_data(tmp_path):
+    """A second run takes the place of the first, also below the root."""
+    output = tmp_path / "root" / "annotations" / "train.json"
+    for _ in range(2):
+        assert command(tmp_path, lambda options: CocoWriter("x", {1: "a"}), output) == 0
