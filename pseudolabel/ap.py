@@ -18,7 +18,7 @@ import numpy as np
 from pseudolabel.ap_backends import BACKENDS
 from pseudolabel.errors import DataError
 from pseudolabel.files import read_json
-from pseudolabel.masks import decode_segmentation
+from pseudolabel.masks import decode_segmentation, whole_rle
 from pseudolabel.rejected import without_rejected
 from pseudolabel.validation import TOLERATED, iterate_defects, refuse_first
 from pseudolabel.validation_records import LVIS_LISTS
@@ -55,7 +55,6 @@ class GroundTruth:
         sizes: image id -> (height, width).
         image_numbers, category_numbers: id of the file -> its place in the order of the ids, from
             1; what the backends are given, since not all of them take every whole number.
-        has_annotations: False for a test set without the list; it has predictions, but no numbers.
 
     Raises:
         DataError: the first error of the file, or an unknown style.
@@ -68,10 +67,10 @@ class GroundTruth:
         for part in ("images", "categories"):
             if not data.get(part):
                 raise DataError(source, f"has no {part}", "give an instances file")
+        if data.get("annotations") is None:
+            remedy = "give an instances file; an empty list where only predictions are wanted"
+            raise DataError(source, "has no list 'annotations'", remedy)
         data, _ = without_rejected(data)
-        self.has_annotations = data.get("annotations") is not None
-        if not self.has_annotations:
-            data["annotations"] = []
         # Images are not opened here: results name them by id.
         defects = (d for d in iterate_defects(data, plausibility=False) if d.key != "file_name")
         refuse_first(source, defects, LEFT_OUT_LATER)
@@ -92,7 +91,7 @@ class GroundTruth:
         for annotation in given:
             row = dict(annotation)
             if isinstance(row.get("segmentation"), dict):
-                row["segmentation"] = _integral(row["segmentation"])
+                row["segmentation"] = whole_rle(row["segmentation"])
             if row.get("iscrowd") is None:
                 row["iscrowd"] = 0
                 filled["iscrowd"] += 1
@@ -180,14 +179,6 @@ class GroundTruth:
         if annotation.get("segmentation"):
             result["segmentation"] = annotation["segmentation"]
         return result
-
-
-def _integral(code: dict) -> dict:
-    """A checked run-length code with whole numbers of type int, which the libraries insist on."""
-    counts = code["counts"]
-    if isinstance(counts, list):
-        counts = [int(run) for run in counts]
-    return {"size": [int(side) for side in code["size"]], "counts": counts}
 
 
 def average_precision(

@@ -1,6 +1,7 @@
 """Evaluation of detections by COCO's or LVIS's rules, with either build of Detectron2."""
 
 import logging
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 
@@ -17,10 +18,13 @@ from pseudolabel.ap import MAX_DETS, GroundTruth, average_precision, require_bac
 from pseudolabel.errors import DataError
 from pseudolabel.files import write_json
 from pseudolabel.masks import encode_rle
+from pseudolabel.validation import check_images, refuse_first
 
 logger = logging.getLogger(__name__)
 
 RESULTS_FILE = "coco_instances_results.json"
+# Defects of an image that can be evaluated on nevertheless.
+READABLE = frozenset({"image_one_pixel"})
 TABLE_COLUMNS = 3
 
 
@@ -86,8 +90,8 @@ class InstanceEvaluator(DatasetEvaluator):
     def evaluate(self) -> OrderedDict | None:
         """{task: {metric: percent}}, with NaN where there is no ground truth.
 
-        Empty for a test set without annotations, whose predictions are written all the same; None
-        but on the main process.
+        Empty where the list of annotations is, for a test set whose labels are not public: the
+        predictions are written all the same. None but on the main process.
         """
         parts = comm.gather(self._rows)
         if not comm.is_main_process():
@@ -98,8 +102,8 @@ class InstanceEvaluator(DatasetEvaluator):
         if self.output_dir:
             write_json(Path(self.output_dir, RESULTS_FILE), rows)
         results = OrderedDict()
-        if not self.truth.has_annotations:
-            logger.info("%s has no annotations: nothing to evaluate against", self.truth.source)
+        if not self.truth.annotations:
+            logger.info("%s: no annotations to evaluate against", self.truth.source)
             return results
         missed = len(self.truth.sizes.keys() - images.keys())
         if missed:
@@ -139,7 +143,7 @@ def check_instance_evaluation(cfg: CfgNode) -> None:
 
     Raises:
         DataError: an unknown or missing backend, a negative limit, or a test set that cannot be
-            evaluated, as of `read_ground_truth`.
+            evaluated, as of `read_ground_truth` and `check_test_images`.
     """
     require_backend(cfg.TEST.EVALUATOR.BACKEND)
     if cfg.TEST.EVALUATOR.MAX_DETS < 0:
@@ -149,7 +153,29 @@ def check_instance_evaluation(cfg: CfgNode) -> None:
             "give the number of detections that count, or 0 for the format's own",
         )
     for name in cfg.DATASETS.TEST:
-        read_ground_truth(name, _tasks(cfg))
+        check_test_images(name, read_ground_truth(name, _tasks(cfg)).images)
+
+
+def check_test_images(dataset_name: str, images: Sequence[Mapping]) -> None:
+    """Loads a test set as the evaluation will, and opens its images up to their headers.
+
+    The headers of COCO's 5,000 validation images take a second or two on a local disk.
+
+    Args:
+        dataset_name: as registered; images are looked at where its metadata names `image_root`.
+        images: the entries of its JSON, but for rejected ones.
+
+    Raises:
+        DataError: the data set cannot be loaded, or an image is missing, empty, unreadable, of 16
+            bit, or of another size than stated; with the number of further ones.
+    """
+    DatasetCatalog.get(dataset_name)
+    metadata = MetadataCatalog.get(dataset_name)
+    root = metadata.get("image_root")
+    if root is not None:
+        links = metadata.get("allow_links", False)
+        defects = check_images({"images": list(images)}, root, pixels=False, allow_links=links)
+        refuse_first(metadata.json_file, defects, READABLE)
 
 
 def read_ground_truth(dataset_name: str, tasks: Sequence[str]) -> GroundTruth:
@@ -209,12 +235,15 @@ def _tasks(cfg: CfgNode) -> tuple[str, ...]:
 
 
 def _tables(numbers: Mapping[str, float]) -> str:
-    """The summary in one line, then the classes in columns."""
+    """The summary in one line, then in columns the classes that have instances."""
     summary = [name for name in numbers if not name.startswith("AP-")]
     lines = ["  ".join(f"{name} {numbers[name]:.2f}" for name in summary)]
-    classes = [(name[3:], numbers[name]) for name in numbers if name.startswith("AP-")]
+    every = [(name[3:], numbers[name]) for name in numbers if name.startswith("AP-")]
+    classes = [(name, ap) for name, ap in every if not math.isnan(ap)]
     width = max((len(name) for name, _ in classes), default=0)
     cells = [f"{name:<{width}} {ap:6.2f}" for name, ap in classes]
     for start in range(0, len(cells), TABLE_COLUMNS):
         lines.append(" | ".join(cells[start : start + TABLE_COLUMNS]))
+    if len(classes) < len(every):
+        lines.append(f"({len(every) - len(classes)} classes without instances are left out)")
     return "\n".join(lines)

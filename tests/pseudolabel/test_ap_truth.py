@@ -121,6 +121,7 @@ def test_rejected_images_are_not_evaluated():
         (small_set(images=["1.png"]), "x.json (image at position 0): is '1.png', no JSON object"),
         (small_set(images={"id": 1}), "x.json: has no list 'images'"),
         (small_set(annotations=[7]), "x.json (annotation at position 0): is 7, no JSON object"),
+        (small_set(annotations=None), "x.json: has no list 'annotations'"),
         (small_set(annotations={}), "x.json: has no list 'annotations'"),
         (small_set(categories=["a"]), "x.json (category at position 0): is 'a', no JSON object"),
         (changed("annotations", category_id=[1]), "x.json (annotation 1): unknown category_id [1]"),

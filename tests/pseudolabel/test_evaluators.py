@@ -11,11 +11,12 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import Boxes, Instances
+from PIL import Image
 
 from pseudolabel import evaluators
 from pseudolabel.ap_backends import numpy_float_alias
 from pseudolabel.errors import DataError
-from pseudolabel.evaluators import InstanceEvaluator
+from pseudolabel.evaluators import InstanceEvaluator, result_rows
 from pseudolabel.masks import decode_segmentation
 from pseudolabel.trainer import Trainer, check_evaluation
 from tests.pseudolabel.made_up import detect
@@ -139,15 +140,54 @@ def test_boxes_alone_need_no_masks(coco):
     assert results["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_a_test_set_without_annotations_gets_predictions_and_no_numbers(coco, tmp_path):
+def test_a_test_set_without_annotations_gets_predictions_and_no_numbers(tmp_path, caplog):
+    """By the whole of the tool: loaded, checked, predicted, written."""
+    path = write_coco(tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "annotations": []}))
+    opts = ["TEST.DETECTIONS_PER_IMAGE", 2, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0]
+    cfg = tiny_config("mask_rcnn/sample", path, tmp_path / "out", opts)
+    check_evaluation(cfg)
+    with caplog.at_level(logging.INFO):
+        assert Trainer.test(cfg, Trainer.build_model(cfg)) == {}
+    assert "no annotations to evaluate against" in caplog.text
+    (file,) = (tmp_path / "out/inference").glob("*/coco_instances_results.json")
+    assert len(json.loads(file.read_text())) == 8
+
+
+def test_the_logged_table_has_the_classes_with_instances(coco, caplog):
     name, data = coco
-    rows = perfect(data)
-    del data["annotations"]
-    with open(MetadataCatalog.get(name).json_file, "w") as file:
-        json.dump(data, file)
-    evaluator = feed(InstanceEvaluator(name, output_dir=tmp_path / "out"), data, rows)
-    assert evaluator.evaluate() == {}
-    assert len(json.loads((tmp_path / "out/coco_instances_results.json").read_text())) == 8
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] == 3]
+    data["categories"] += [{"id": i, "name": f"unseen{i}"} for i in range(20, 50)]
+    file = MetadataCatalog.get(name).json_file
+    with open(file, "w") as stream:
+        json.dump(data, stream)
+    evaluator = InstanceEvaluator(name, tasks=("bbox",))
+    with caplog.at_level(logging.INFO):
+        results = feed(evaluator, data, perfect(data)).evaluate()
+    table = caplog.records[-1].getMessage().splitlines()
+    assert table[2:] == ["left 100.00", "(31 classes without instances are left out)"]
+    assert math.isnan(results["bbox"]["AP-unseen20"])
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "inside"),
+    [
+        # the four pixels of the first row; from .5 on a pixel is inside
+        ([0.3, 0.6, 0.5, 0.4999], torch.float32, [False, True, True, False]),
+        ([0.3, 0.6, 0.5, 1.0], torch.float16, [False, True, True, True]),
+        ([0, 1, 1, 0], torch.bool, [False, True, True, False]),
+    ],
+)
+def test_masks_of_floats_are_cut_at_a_half(values, dtype, inside):
+    masks = torch.zeros(1, 3, 4, dtype=dtype)
+    masks[0, 0] = torch.tensor(values).to(dtype)
+    instances = Instances((3, 4), scores=torch.ones(1), pred_classes=torch.zeros(1).long())
+    instances.set("pred_boxes", Boxes(torch.tensor([[0.0, 0, 4, 1]])))
+    instances.set("pred_masks", masks)
+    (row,) = result_rows(instances, 7, masks=True)
+    found = decode_segmentation(row["segmentation"], 3, 4)
+    assert found[0].tolist() == inside
+    assert not found[1:].any()
 
 
 @pytest.mark.parametrize(
@@ -242,6 +282,48 @@ def test_a_cut_of_the_model_below_the_limit_is_told(tmp_path, caplog):
 )
 def test_evaluation_is_checked_before_a_run(opts, masks, message, tmp_path):
     cfg = tiny_config("mask_rcnn/sample", write_coco(tmp_path, masks=masks), tmp_path / "o", opts)
+    if message is None:
+        check_evaluation(cfg)
+        return
+    with pytest.raises(DataError, match=message):
+        check_evaluation(cfg)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # as of the label files
+        (lambda d: d.update(annotations=None), r"has no list 'annotations'.*an empty list where"),
+        (lambda d: d["annotations"][1].update(id=10), r"\(annotation 10\): id 10 occurs twice"),
+        (lambda d: d["annotations"][0].update(bbox=[math.nan, 1, 2, 3]), "bbox is"),
+        (lambda d: d["annotations"][0].update(image_id=77), "unknown image_id 77"),
+        (
+            lambda d: d["annotations"][0].update(segmentation={"size": [9, 9], "counts": [81]}),
+            r"\(annotation 10\): run-length code is for a \[9, 9\] image",
+        ),
+        (lambda d: d["images"][0].update(file_name="../1.png"), "file_name '../1.png' is not"),
+        # as of the images
+        (lambda d: d["images"][1].update(file_name="no.png"), r"\(image 2\): 'no.png' does not"),
+        (lambda d: d["images"][1].update(file_name="void.png"), "'void.png' has 0 bytes"),
+        (lambda d: d["images"][1].update(file_name="deep.png"), "'deep.png' has mode I;16"),
+        (lambda d: d["images"][1].update(file_name="instances.json"), "cannot be read"),
+        (
+            lambda d: (d["annotations"].clear(), d["images"][2].update(width=60, height=50)),
+            r"\(image 3\): '3.png' is 64x64, the JSON says 60x50",
+        ),
+        # and what can be evaluated
+        (lambda d: d["images"][1].update(status="rejected", file_name="no.png"), None),
+        (lambda d: d["annotations"][0].update(bbox=[-9, -9, 3, 3]), None),
+    ],
+)
+def test_defects_of_a_test_set_are_found_before_a_run(change, message, tmp_path):
+    path = write_coco(tmp_path)
+    (tmp_path / "void.png").touch()
+    Image.fromarray(np.full((SIDE, SIDE), 999, dtype=np.uint16)).save(tmp_path / "deep.png")
+    cfg = tiny_config("mask_rcnn/sample", path, tmp_path / "out")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
     if message is None:
         check_evaluation(cfg)
         return
