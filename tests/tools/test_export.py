@@ -1,40 +1,15 @@
 """tools/export.py: lines, accounts, exit status, and that nothing is ever replaced."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pseudolabel.export import FORMATS
-from tests.tiny import write_coco
+from tests.tools.commands import ROOT, SMALL_DISK, load_command
 
-ROOT = Path(__file__).resolve().parents[2]
-# A real limit on file size stands in for a full disk.
-SMALL_DISK = (
-    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-
-
-def load_command():
-    spec = importlib.util.spec_from_file_location("export", ROOT / "tools/export.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
-
-
-command = load_command()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Four images with two annotations each, 10, 11 on image 1 up to 40, 41 on image 4."""
-    write_coco(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+command = load_command("export")
 
 
 def make_crowds(folder, count):
@@ -96,7 +71,7 @@ def test_a_report_replaces_nothing(folder, capsys, report):
 def test_a_full_disk_leaves_nothing(folder, form):
     arguments = ["instances.json", "--format", form, "--output", "out"]
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_DISK, str(ROOT / "tools/export.py"), *arguments],
+        [sys.executable, "-c", SMALL_DISK.format(300), str(ROOT / "tools/export.py"), *arguments],
         capture_output=True,
         text=True,
         check=False,

@@ -1,6 +1,5 @@
 """tools/report.py: lines, exit status, faults; and the page as a real browser shows it."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,12 +12,8 @@ from PIL import Image
 
 from pseudolabel.report import drawing
 from tests.pseudolabel.report_files import SCRIPT, Page, edit_json, write_labels
+from tests.tools.commands import ROOT, SMALL_DISK, load_command
 
-ROOT = Path(__file__).resolve().parents[2]
-SMALL_DISK = (
-    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000)); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -27,14 +22,7 @@ FLAGS = (
 )
 
 
-def load_command():
-    spec = importlib.util.spec_from_file_location("report", ROOT / "tools/report.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
-
-
-command = load_command()
+command = load_command("report")
 
 
 @pytest.fixture
@@ -125,7 +113,10 @@ def test_full_disk_keeps_the_previous_page(folder):
     tool = str(ROOT / "tools/report.py")
     arguments = [tool, "labels.json", "--images", ".", "--output", "page.html"]
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_DISK, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", SMALL_DISK.format(2000), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert done.stderr.startswith("error: page.html: ")

@@ -1,25 +1,14 @@
 """tools/review.py: the loop from labels to a label tool and back, and wrong usage."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from pseudolabel.export import export_labels
 from tests.tiny import write_coco
+from tests.tools.commands import load_command
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def load_command():
-    spec = importlib.util.spec_from_file_location("review", ROOT / "tools/review.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
-
-
-command = load_command()
+command = load_command("review")
 
 
 @pytest.fixture

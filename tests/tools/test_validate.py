@@ -1,41 +1,16 @@
 """tools/validate.py: lines, exit status, and that a repair never touches its input."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pseudolabel.store import BoxFile
 from pseudolabel.validation import read_checked
-from tests.tiny import write_coco
+from tests.tools.commands import ROOT, SMALL_DISK, load_command
 
-ROOT = Path(__file__).resolve().parents[2]
-# A real limit on file size stands in for a full disk.
-SMALL_DISK = (
-    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
-
-
-def load_command():
-    spec = importlib.util.spec_from_file_location("validate", ROOT / "tools/validate.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
-
-
-command = load_command()
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Four images with two annotations each, 10, 11 on image 1 up to 40, 41 on image 4."""
-    write_coco(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+command = load_command("validate")
 
 
 def edit(folder, **values):
@@ -263,7 +238,13 @@ def test_a_full_disk_keeps_the_old_repair(folder):
     edit(folder, area=5000)
     (folder / "new.json").write_text("old")
     done = subprocess.run(
-        [sys.executable, "-c", SMALL_DISK, str(ROOT / "tools/validate.py"), "instances.json"]
+        [
+            sys.executable,
+            "-c",
+            SMALL_DISK.format(300),
+            str(ROOT / "tools/validate.py"),
+            "instances.json",
+        ]
         + ["--repair", "new.json"],
         capture_output=True,
         text=True,
