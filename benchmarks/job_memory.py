@@ -80,6 +80,8 @@ def measure(images: int, boxes: int) -> dict[str, tuple[float, float, float]]:
             here, there = context.Pipe()
             process = context.Process(target=stage, args=(name, folder, there))
             process.start()
+            # A stage that dies ends the wait below.
+            there.close()
             numbers[name] = here.recv()
             process.join()
     finally:

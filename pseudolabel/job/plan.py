@@ -206,7 +206,7 @@ def write_input(path: Path, jobs: Iterable[ImageJob]) -> None:
     """The images of a shard; NaN in a bad box is kept, for the reject that quotes it."""
     with write_lines(path) as file:
         for job in jobs:
-            file.write(json.dumps(asdict(job), separators=(",", ":")) + "\n")
+            file.write(json.dumps(vars(job), separators=(",", ":")) + "\n")
 
 
 def load_plan(job: Path) -> Plan | None:
