@@ -17,6 +17,10 @@ def add_mal_config(cfg: CfgNode) -> None:
     mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
     # Crops per forward pass.
     mal.TEST.BATCH_SIZE = 16
+    # What stands as quality in the labels: a measure of pseudolabel/quality.py (docs/quality.md).
+    mal.TEST.QUALITY = "estimate"
+    # File of tools/calibrate.py that turns the measure into an expected IoU; "" leaves it.
+    mal.TEST.CALIBRATION = ""
 
 
 def _add_sample_keys(mal: CfgNode) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,12 @@ from yaml import YAMLError
 
 from mal.config import add_mal_config
 from mal.mask_auto_labeler import MaskAutoLabeler
+from mal.predictor import BoxPredictor
+from pseudolabel.calibration import Calibration, load_calibration
 from pseudolabel.checkpoints import load_strictly
 from pseudolabel.config import add_masksmith_config
 from pseudolabel.errors import DataError
-from pseudolabel.files import file_hash
+from pseudolabel.files import expand_path, file_hash
 from pseudolabel.labeler import LABELERS, MaskRecord
 
 # yacs asserts, and an unknown device or an old config version is a RuntimeError.
@@ -28,22 +31,56 @@ CONFIG_ERRORS = (
 class MALLabeler:
     """Labels with the student or the teacher of a trained `MaskAutoLabeler`.
 
+    The other one runs only where the measure of quality asks for it.
+
     Args:
         model: in evaluation mode.
         description: JSON-able facts for the manifest.
+        quality: name of a measure in `pseudolabel.quality.MEASURES`.
+        calibration: turns that measure into an expected IoU.
+
+    Raises:
+        ValueError: no measure has that name.
     """
 
     name = "mal"
 
-    def __init__(self, model: MaskAutoLabeler, description: dict[str, Any]):
-        self.model, self.description = model.eval(), description
+    def __init__(
+        self,
+        model: MaskAutoLabeler,
+        description: dict[str, Any],
+        quality: str,
+        calibration: Calibration | None = None,
+    ):
+        self.model, self.calibration = model.eval(), calibration
+        facts = calibration.describe() if calibration else None
+        self.description = {**description, "quality": quality, "calibration": facts}
+        networks = {"student": model.student, "teacher": model.teacher}
+        self.predictor = BoxPredictor(
+            networks, model.normalize, **{**model.predict_options, "quality": quality}
+        )
 
     def label(self, image: np.ndarray, boxes: np.ndarray) -> list[MaskRecord]:
-        """One record per box (N, 4) on the uint8 RGB image (H, W, 3), in order."""
-        return self.model.predict(image, boxes)[self.model.label_with]
+        """One record per box (N, 4) on the uint8 RGB image (H, W, 3), in order.
+
+        Raises:
+            DataError: the network gives no number for a box.
+        """
+        network = self.model.label_with
+        records = self.predictor.predict(image, boxes, [network])[network]
+        if self.calibration is None:
+            return records
+        return [self._calibrated(record) for record in records]
+
+    def _calibrated(self, record: MaskRecord) -> MaskRecord:
+        # A filled box has a quality of its own, which the calibration knows nothing of.
+        if record.mask_source != "model":
+            return record
+        return replace(record, quality=self.calibration.apply(record.quality))
 
     def describe(self) -> dict[str, Any]:
-        """Name, network, thresholds, hashes of config and weights, device and torch version."""
+        """Name, network, thresholds, measure of quality and the images it was calibrated on,
+        hashes of config and weights, device and torch version."""
         return {"name": self.name, **self.description}
 
 
@@ -103,13 +140,26 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
     with _clear_errors(config_file, "correct the value, or override it with KEY VALUE"):
         model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
     load_strictly(model, weights)
+    test = cfg.MODEL.MAL.TEST
     description = {
-        "network": cfg.MODEL.MAL.TEST.NETWORK,
-        "thresholds": list(cfg.MODEL.MAL.TEST.THRESHOLDS),
-        "config_sha256": hashlib.sha256(cfg.MODEL.MAL.dump().encode()).hexdigest(),
+        "network": test.NETWORK,
+        "thresholds": list(test.THRESHOLDS),
+        "config_sha256": _config_hash(cfg),
         "weights_sha256": file_hash(weights),
         "trained_steps": int(model.steps),
         "device": cfg.MODEL.DEVICE,
         "torch": torch.__version__,
     }
-    return MALLabeler(model, description)
+    calibration = load_calibration(expand_path(test.CALIBRATION)) if test.CALIBRATION else None
+    if calibration is not None:
+        calibration.check_fits({"quality": test.QUALITY, **description}, test.CALIBRATION)
+    with _clear_errors(config_file, "correct the value, or override it with KEY VALUE"):
+        return MALLabeler(model, description, test.QUALITY, calibration)
+
+
+def _config_hash(cfg: CfgNode) -> str:
+    """Hash of all that MAL is and does; a calibration counts by its content, not by its path."""
+    own = cfg.MODEL.MAL.clone()
+    own.defrost()
+    own.TEST.CALIBRATION = ""
+    return hashlib.sha256(own.dump().encode()).hexdigest()

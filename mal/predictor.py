@@ -1,120 +1,167 @@
 """From boxes on an image to mask records: crop, forward, back to image pixels, threshold.
 
-Shape legend: N boxes of one image, S crop side, M map side, (h, w) pixels of one box.
+Shape legend: N boxes of one image, B crops of one forward pass, S crop side, M map side, G grid
+side, (h, w) pixels of one box.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mal.crops import Window, paste, resize_image, test_window, wrap_crop
+from mal.crops import Window, test_window
+from mal.resampling import cut_and_resize, sample_boxes, sample_pixels
+from pseudolabel.errors import DataError
 from pseudolabel.labeler import MaskRecord, finish_record
 from pseudolabel.masks import box_to_slices, clip_box, mask_iou, size_bin_index
+from pseudolabel.quality import MEASURES, Evidence, crowding
+
+# Points per side at which the views of a box are compared.
+GRID = 48
+OTHER = {"student": "teacher", "teacher": "student"}
 
 
 class BoxPredictor:
-    """Runs a student and a teacher on the boxes of one image.
+    """Runs a student and a teacher, or what is needed of them, on the boxes of one image.
 
     Batches are cut from the boxes of one image in their order, so a result depends on the image
     and its boxes alone, never on what else is labelled.
 
     Args:
         networks: {"student": net, "teacher": net}; net(images, box_areas) gives logits (B, M, M).
-        normalize: uint8 or float tensor (B, 3, S, S) -> network input on the right device.
+        normalize: uint8 tensor (B, 3, S, S) -> network input.
         crop_size: S.
         margin: expansion of the crop; .6 gives 1.3x the box.
         thresholds: probability threshold for small, medium and large boxes.
         batch_size: crops per forward pass.
+        quality: name of a measure in `pseudolabel.quality.MEASURES`.
+
+    Raises:
+        ValueError: no measure has that name.
     """
 
     def __init__(
         self,
         networks: dict[str, nn.Module],
-        normalize,
+        normalize: Callable[[Tensor], Tensor],
         *,
         crop_size: int,
         margin: float = 0.6,
         thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5),
         batch_size: int = 16,
+        quality: str = "expected_iou",
     ):
+        if quality not in MEASURES:
+            raise ValueError(f"MODEL.MAL.TEST.QUALITY {quality!r}: use one of {sorted(MEASURES)}")
         self.networks, self.normalize = networks, normalize
         self.crop_size, self.margin = crop_size, margin
         self.thresholds, self.batch_size = tuple(thresholds), batch_size
+        self.measure = MEASURES[quality]
 
     @torch.no_grad()
-    def predict(self, image: np.ndarray, boxes: np.ndarray) -> dict[str, list[MaskRecord]]:
-        """Mask records of every network, one per box and in order.
+    def predict(
+        self, image: np.ndarray, boxes: np.ndarray, names: Sequence[str] | None = None
+    ) -> dict[str, list[MaskRecord]]:
+        """Mask records, one per box and in order.
 
-        `agreement` is the IoU of student and teacher; `quality` is the IoU that the probabilities
-        themselves lead one to expect.
+        Masks and their networks' views are taken from the same crops. `agreement` is the IoU of
+        student and teacher, or of image and mirror image where only that was looked at.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             boxes: (N, 4), XYXY, absolute.
+            names: networks whose masks are wanted; default all. A network that neither is wanted
+                nor serves the quality measure does not run.
+
+        Raises:
+            DataError: a network gives no number for a box.
         """
-        height, width = image.shape[:2]
+        names = list(self.networks if names is None else names)
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-        clipped = [clip_box(box, height, width) for box in boxes]
-        windows = [test_window(box, self.margin) for box in clipped]
-        areas = torch.tensor([(b[2] - b[0]) * (b[3] - b[1]) for b in clipped])
-        maps = self._probabilities(image, windows, areas)
-        results: dict[str, list[MaskRecord]] = {name: [] for name in self.networks}
-        for index, box in enumerate(boxes):
-            threshold = self.thresholds[int(size_bin_index(float(areas[index])))]
-            patches = {
-                name: box_patch(maps[name][index], windows[index], box, height, width)
-                for name in self.networks
-            }
-            masks = {name: patch > threshold for name, (patch, _, _) in patches.items()}
-            agreement = mask_iou(*masks.values()) if len(masks) == 2 else None
-            for name, (patch, y0, x0) in patches.items():
-                quality = expected_iou(patch, masks[name])
-                results[name].append(
-                    finish_record(masks[name], y0, x0, box, height, width, quality, agreement)
-                )
+        results: dict[str, list[MaskRecord]] = {name: [] for name in names}
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self._device())
+        crowded = crowding(boxes) if self.measure.crowding else np.zeros(len(boxes))
+        for start in range(0, len(boxes), self.batch_size):
+            chunk = slice(start, start + self.batch_size)
+            batch = _Batch(self, pixels, boxes[chunk], names)
+            for name in names:
+                results[name] += batch.records(name, crowded[chunk])
         return results
 
-    def _probabilities(
-        self, image: np.ndarray, windows: list[Window], areas: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """{network: (N, S, S)} on the CPU."""
-        parts: dict[str, list[torch.Tensor]] = {name: [] for name in self.networks}
-        for start in range(0, len(windows), self.batch_size):
-            chunk = slice(start, start + self.batch_size)
-            crops = [resize_image(wrap_crop(image, w), self.crop_size) for w in windows[chunk]]
-            batch = self.normalize(torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2))
-            for name, network in self.networks.items():
-                logits = network(batch, areas[chunk])
-                size = (self.crop_size, self.crop_size)
-                full = F.interpolate(logits[:, None], size, mode="bilinear", align_corners=False)
-                parts[name].append(full[:, 0].sigmoid().cpu())
-        return {name: torch.cat(maps) if maps else torch.empty(0) for name, maps in parts.items()}
+    def _device(self) -> torch.device:
+        parameters = (p for network in self.networks.values() for p in network.parameters())
+        return next(parameters, torch.empty(0)).device
 
 
-def box_patch(
-    probability: torch.Tensor, window: Window, box: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, int, int]:
-    """A crop's probabilities on the image pixels that the box touches.
+class _Batch:
+    """The crops of up to `batch_size` boxes and what the networks say of them."""
 
-    Args:
-        probability: (S, S) map of the window.
+    def __init__(
+        self, options: BoxPredictor, pixels: Tensor, boxes: np.ndarray, names: Sequence[str]
+    ):
+        self.options, self.boxes = options, boxes
+        self.height, self.width = pixels.shape[:2]
+        self.clipped = np.array([clip_box(box, self.height, self.width) for box in boxes])
+        self.windows = [test_window(box, options.margin) for box in self.clipped]
+        sides = self.clipped[:, 2:] - self.clipped[:, :2]
+        self.areas = torch.from_numpy(sides.prod(axis=1))
+        crops = self._crops(pixels, self.windows)
+        wanted = set(names)
+        if "other" in options.measure.views:
+            wanted |= {OTHER[name] for name in names} & options.networks.keys()
+        self.logits = {name: self._logits(name, crops) for name in sorted(wanted)}
+        self.grids = {name: self._grid(logits) for name, logits in self.logits.items()}
+        self.mirrored = {}
+        if "mirror" in options.measure.views:
+            for name in names:
+                seen = self._logits(name, crops.flip(-1)).flip(-1)
+                self.mirrored[name] = self._grid(seen)
 
-    Returns:
-        (patch (h, w) float32, image row and column of its first pixel).
-    """
-    whole, y0, x0 = paste(probability, window, height, width)
-    rows, columns = box_to_slices(box, height, width)
-    patch = whole[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
-    return patch, rows.start, columns.start
+    def _crops(self, pixels: Tensor, windows: list[Window]) -> Tensor:
+        size = self.options.crop_size
+        crops = torch.stack([cut_and_resize(pixels, window, size) for window in windows])
+        return self.options.normalize(crops)
 
+    def _logits(self, name: str, crops: Tensor) -> Tensor:
+        return self.options.networks[name](crops, self.areas)
 
-def expected_iou(probability: np.ndarray, mask: np.ndarray) -> float:
-    """IoU that a mask would have if every pixel were foreground with its stated probability.
+    def _grid(self, logits: Tensor) -> np.ndarray:
+        """(B, G, G) probabilities on the boxes."""
+        return sample_boxes(logits.sigmoid(), self.windows, self.clipped, GRID).cpu().numpy()
 
-    Expected intersection over expected union: sum of p inside the mask over the mask's size plus
-    the sum of p outside. Needs no human mask; as good as the probabilities are calibrated.
-    """
-    inside = float(probability[mask].sum(dtype=np.float64))
-    union = float(mask.sum()) + float(probability[~mask].sum(dtype=np.float64))
-    return min(1.0, inside / union) if union else 0.0
+    def records(self, name: str, crowded: np.ndarray) -> list[MaskRecord]:
+        """The records of one network."""
+        size = (self.options.crop_size,) * 2
+        full = F.interpolate(self.logits[name][:, None], size, mode="bilinear")[:, 0].sigmoid()
+        return [
+            self._record(name, index, full[index], float(crowded[index]))
+            for index in range(len(self.boxes))
+        ]
+
+    def _record(self, name: str, index: int, probability: Tensor, crowded: float) -> MaskRecord:
+        box = self.boxes[index]
+        threshold = self.options.thresholds[int(size_bin_index(float(self.areas[index])))]
+        rows, columns = box_to_slices(box, self.height, self.width)
+        mask = sample_pixels(probability, self.windows[index], rows, columns) > threshold
+        views = self._views(name, index)
+        try:
+            area = float(self.areas[index])
+            evidence = Evidence(self.grids[name][index], threshold, views, crowded, area)
+        except ValueError as error:
+            raise DataError(
+                f"{name} network",
+                f"cannot be used ({error})",
+                "check the weights, or train again with a lower learning rate",
+                f"box {box.tolist()}",
+            ) from error
+        second = next(iter(views.values()), None)
+        agreement = None if second is None else mask_iou(evidence.mask, second > threshold)
+        quality = self.options.measure(evidence)
+        frame = (rows.start, columns.start, box, self.height, self.width)
+        return finish_record(mask.cpu().numpy(), *frame, quality, agreement)
+
+    def _views(self, name: str, index: int) -> dict[str, np.ndarray]:
+        found = {"other": self.grids.get(OTHER[name]), "mirror": self.mirrored.get(name)}
+        return {view: maps[index] for view, maps in found.items() if maps is not None}

@@ -14,9 +14,9 @@ from detectron2.utils.events import EventStorage
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.labeler import mal
 from mal.mask_auto_labeler import MaskAutoLabeler
-from mal.predictor import expected_iou
 from pseudolabel.errors import DataError
 from pseudolabel.masks import decode_segmentation
+from pseudolabel.quality import expected_iou
 from tests.tiny import tiny_config, write_coco
 
 ROOT = Path(__file__).parent.parent.parent

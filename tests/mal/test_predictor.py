@@ -1,0 +1,175 @@
+"""Labelling: resampling against its plain form, which networks run, and what spoils a box."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from mal.crops import Window, paste, resize_image, test_window, wrap_crop
+from mal.predictor import BoxPredictor
+from mal.resampling import cut_and_resize, resize_on_device, sample_boxes, sample_pixels
+from pseudolabel.errors import DataError
+from pseudolabel.masks import box_to_slices, decode_segmentation
+
+HEIGHT, WIDTH = 40, 56
+SIZE = 16
+rng = np.random.default_rng(0)
+IMAGE = rng.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
+BOXES = np.array([[4, 4, 24, 30], [20.5, 10.2, 50, 33], [0, 0, 56, 40], [30, 30, 31, 31]], float)
+
+
+class Counting(nn.Module):
+    """Brightness as log odds, and how often it was asked."""
+
+    def __init__(self, scale=1.0):
+        super().__init__()
+        self.scale, self.calls = scale, 0
+
+    def forward(self, images, areas):
+        self.calls += 1
+        return self.scale * F.avg_pool2d(images.mean(dim=1), 2)
+
+
+def normalize(images):
+    return images.float() / 64 - 2
+
+
+def predictor(student=None, teacher=None, **options):
+    networks = {"student": student or Counting(), "teacher": teacher or Counting(2.0)}
+    return BoxPredictor(networks, normalize, crop_size=SIZE, **options)
+
+
+windows = st.builds(
+    lambda y, x, h, w: Window(y, x, y + h, x + w),
+    *(st.integers(-30, 60), st.integers(-30, 70), st.integers(1, 90), st.integers(1, 90)),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(windows)
+def test_crops_are_those_of_training_and_one_grey_level_off_on_other_devices(window):
+    # Far from 0 and 255, beyond which the two filters cut off in different order.
+    pixels = 90 + IMAGE // 4
+    image = torch.from_numpy(pixels)
+    expected = resize_image(wrap_crop(pixels, window), SIZE).astype(int)
+    here = cut_and_resize(image, window, SIZE).permute(1, 2, 0).numpy()
+    assert (here == expected).all()
+    there = resize_on_device(image, window, SIZE).permute(1, 2, 0).numpy()
+    assert np.abs(there.astype(int) - expected).max() <= 1
+
+
+boxes = st.tuples(
+    *(st.floats(-20, 50), st.floats(-20, 35), st.floats(0.1, 70), st.floats(0.1, 60))
+).map(lambda b: np.array([b[0], b[1], b[0] + b[2], b[1] + b[3]]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxes, st.integers(2, 20))
+def test_sampling_a_box_equals_pasting_the_window_and_cutting(box, side):
+    clipped = np.clip(box, 0, [WIDTH, HEIGHT, WIDTH, HEIGHT])
+    window = test_window(clipped)
+    probability = torch.rand(side, side, generator=torch.Generator().manual_seed(side))
+    rows, columns = box_to_slices(box, HEIGHT, WIDTH)
+    whole, y0, x0 = paste(probability, window, HEIGHT, WIDTH)
+    expected = whole[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+    found = sample_pixels(probability, window, rows, columns).numpy()
+    assert found.shape == (rows.stop - rows.start, columns.stop - columns.start)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_points_of_a_box_do_not_depend_on_its_window():
+    """A map that is linear in image coordinates is read off exactly, whatever the margin."""
+    box = np.array([[10.0, 20.0, 30.0, 26.0]])
+    for window in (Window(10, 0, 40, 40), Window(18, 8, 28, 34)):
+        side = 60
+        columns = window.x0 + (torch.arange(side) + 0.5) / side * window.width
+        grid = sample_boxes(columns.expand(1, side, side), [window], box, 4)[0]
+        assert grid[0].tolist() == pytest.approx([12.5, 17.5, 22.5, 27.5], abs=1e-3)
+        assert torch.allclose(grid, grid[:1].expand(4, 4))
+
+
+@pytest.mark.parametrize(
+    ("quality", "names", "student_calls", "teacher_calls", "agreement"),
+    [
+        ("expected_iou", ["teacher"], 0, 1, False),  # one network is enough
+        ("expected_iou", ["student"], 1, 0, False),
+        ("soft_agreement", ["teacher"], 1, 1, True),
+        ("flip_agreement", ["teacher"], 0, 2, True),  # the mirrored crop, and no student
+        ("estimate", ["student"], 1, 1, True),
+        ("expected_iou", None, 1, 1, True),  # evaluation: both have masks
+    ],
+)
+def test_only_what_the_measure_asks_for_runs(
+    quality, names, student_calls, teacher_calls, agreement
+):
+    student, teacher = Counting(), Counting(2.0)
+    found = predictor(student, teacher, quality=quality).predict(IMAGE, BOXES, names)
+    assert (student.calls, teacher.calls) == (student_calls, teacher_calls)
+    assert sorted(found) == sorted(names or ["student", "teacher"])
+    for records in found.values():
+        drawn = [r for r in records if r.mask_source == "model"]
+        assert drawn
+        assert all((r.agreement is not None) == agreement for r in drawn)
+
+
+@pytest.mark.parametrize("quality", ["expected_iou", "estimate"])
+def test_a_mask_does_not_depend_on_the_measure_of_its_quality(quality):
+    plain = predictor(quality="soft_flip_agreement").predict(IMAGE, BOXES, ["teacher"])["teacher"]
+    other = predictor(quality=quality).predict(IMAGE, BOXES, ["teacher"])["teacher"]
+    assert [r.segmentation for r in plain] == [r.segmentation for r in other]
+
+
+def test_masks_are_the_pasted_probabilities_above_the_threshold():
+    records = predictor().predict(IMAGE, BOXES[:3])["teacher"]
+    for box, record in zip(BOXES, records):
+        window = test_window(box)
+        crop = torch.from_numpy(resize_image(wrap_crop(IMAGE, window), SIZE).copy())
+        logits = Counting(2.0)(normalize(crop.permute(2, 0, 1)[None]), None)
+        full = F.interpolate(logits[:, None], (SIZE, SIZE), mode="bilinear")[0, 0].sigmoid()
+        whole, y0, x0 = paste(full, window, HEIGHT, WIDTH)
+        rows, columns = box_to_slices(box, HEIGHT, WIDTH)
+        expected = np.zeros((HEIGHT, WIDTH), bool)
+        expected[y0 : y0 + whole.shape[0], x0 : x0 + whole.shape[1]] = whole > 0.5
+        inside = np.zeros_like(expected)
+        inside[rows, columns] = True
+        mask = decode_segmentation(record.segmentation, HEIGHT, WIDTH)
+        assert (mask == (expected & inside)).all()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_batches_and_repeats_do_not_change_a_record(batch_size):
+    boxes = np.concatenate([BOXES, BOXES + 1.5, BOXES - 1])
+    first = predictor(quality="estimate").predict(IMAGE, boxes, ["teacher"])
+    again = predictor(quality="estimate", batch_size=batch_size).predict(IMAGE, boxes, ["teacher"])
+    assert first == again
+
+
+@pytest.mark.parametrize("quality", ["expected_iou", "estimate"])
+def test_numbers_that_are_none_are_an_error_and_no_empty_mask(quality):
+    with pytest.raises(DataError, match=r"teacher network \(box \[4.0.*is no number"):
+        predictor(teacher=Counting(float("nan")), quality=quality).predict(
+            IMAGE, BOXES, ["teacher"]
+        )
+
+
+def test_a_nan_of_the_network_that_only_confirms_is_an_error_too():
+    with pytest.raises(DataError, match="other: a probability"):
+        predictor(student=Counting(float("nan")), quality="estimate").predict(
+            IMAGE, BOXES, ["teacher"]
+        )
+
+
+def test_unknown_measures_are_named():
+    with pytest.raises(ValueError, match=r"TEST.QUALITY 'best': use one of \['agreement'"):
+        predictor(quality="best")
+
+
+def test_no_boxes_no_forward():
+    student, teacher = Counting(), Counting()
+    assert predictor(student, teacher).predict(IMAGE, np.zeros((0, 4)), ["teacher"]) == {
+        "teacher": []
+    }
+    assert student.calls + teacher.calls == 0
