@@ -38,6 +38,16 @@ detectron2.data.transforms                        RandomRotation RotationTransfo
 detectron2.engine                                 TorchProfiler AutogradProfiler
 detectron2.engine.hooks                           TorchMemoryStats
 detectron2.evaluation                             RotatedCOCOEvaluator COCOPanopticEvaluator
+detectron2.evaluation.panoptic_evaluation         COCOPanopticEvaluator
+detectron2.evaluation.rotated_coco_evaluation     RotatedCOCOEvaluator
+detectron2.evaluation.cityscapes_evaluation       CityscapesInstanceEvaluator
+detectron2.evaluation.pascal_voc_evaluation       PascalVOCDetectionEvaluator
+detectron2.evaluation.fast_eval_api               COCOeval_opt
+detectron2.data.datasets.cityscapes               load_cityscapes_instances
+detectron2.data.datasets.pascal_voc               register_pascal_voc
+detectron2.data.datasets.coco_panoptic            register_coco_panoptic
+detectron2.data.benchmark                         DataLoaderBenchmark
+detectron2.checkpoint.catalog                     ModelCatalog
 detectron2.utils.analysis                         flop_count_operators
 detectron2.utils.video_visualizer                 VideoVisualizer
 detectron2.projects                               panoptic_deeplab tridentnet

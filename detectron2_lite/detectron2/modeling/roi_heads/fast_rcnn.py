@@ -105,7 +105,7 @@ def _fed_loss_weights(cfg) -> Callable[[], torch.Tensor]:
     """Class weights of the federated loss, read from the data set when the model is built."""
 
     def load() -> torch.Tensor:
-        from .federated import get_fed_loss_cls_weights  # brings in the data package
+        from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
         power = cfg.MODEL.ROI_BOX_HEAD.FED_LOSS_FREQ_WEIGHT_POWER
         return get_fed_loss_cls_weights(cfg.DATASETS.TRAIN, power)
