@@ -34,7 +34,7 @@ def load_instances(
     """Dataset dicts in Detectron2's format, one per image, in the order of the image ids.
 
     Args:
-        data: the JSON, checked (`pseudolabel.validation`).
+        data: the JSON, checked and settled (`pseudolabel.validation`).
         source: its path, for messages.
         image_root: the folder of the images.
         class_of: category id -> contiguous class.

@@ -14,7 +14,7 @@ from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, read_json
 from pseudolabel.instances import class_image_counts, load_instances, states_counts
 from pseudolabel.pipeline import PIPELINES
-from pseudolabel.validation import TOLERATED, Defect, iterate_defects, refuse_first
+from pseudolabel.validation import TOLERATED, Defect, iterate_defects, refuse_first, settle
 from pseudolabel.validation_records import Known, check_categories
 
 logger = logging.getLogger(__name__)
@@ -152,6 +152,7 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
             yield defect
 
     refuse_first(json_file, counted(), LEFT_OUT_LATER)
+    settle(data["annotations"])
     if left_out.total():
         logger.warning(
             "%s: %d boxes have no area in their image, and will not be used; see tools/validate.py",

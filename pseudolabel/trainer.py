@@ -2,15 +2,17 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.engine import DefaultTrainer
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
+from torch.utils.data import DataLoader
 
 from pseudolabel.distributed import data_parallel_on
 from pseudolabel.ema import unwrap
@@ -33,7 +35,12 @@ def check_evaluation(cfg: CfgNode) -> None:
 
 
 class Trainer(DefaultTrainer):
-    """Runs every config. A method is a meta-architecture and a pipeline, never a trainer."""
+    """Runs every config. A method is a meta-architecture and a pipeline, never a trainer.
+
+    Raises:
+        DataError: by the pipeline, of training data that cannot be used and test sets that cannot
+            be evaluated.
+    """
 
     def __init__(self, cfg: CfgNode):
         check_evaluation(cfg)
@@ -42,20 +49,29 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        """The pipeline's batches of `DATASETS.TRAIN`."""
         return build_pipeline(cfg).train_loader(cfg)
 
     @classmethod
-    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """The pipeline's batches of one data set, this rank's share."""
         return build_pipeline(cfg).test_loader(cfg, dataset_name)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None):
+    def build_evaluator(
+        cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None
+    ) -> DatasetEvaluator:
+        """The pipeline's evaluator, which writes to OUTPUT_DIR/inference/<data set> by default."""
         folder = output_folder or str(Path(cfg.OUTPUT_DIR, "inference", dataset_name))
         return build_pipeline(cfg).evaluator(cfg, dataset_name, folder)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW in one group (`SOLVER.OPTIMIZER`)."""
+        """Detectron2's SGD, or AdamW in one group (`SOLVER.OPTIMIZER`).
+
+        Raises:
+            ValueError: another name.
+        """
         if cfg.SOLVER.OPTIMIZER == "SGD":
             return super().build_optimizer(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "AdamW":
@@ -73,7 +89,9 @@ class Trainer(DefaultTrainer):
         return optimizer
 
     @classmethod
-    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+    def build_lr_scheduler(
+        cls, cfg: CfgNode, optimizer: torch.optim.Optimizer
+    ) -> torch.optim.lr_scheduler.LRScheduler:
         """Detectron2's, also for a run that would end within its warm-up."""
         if cfg.SOLVER.RESCALE_INTERVAL and cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER:
             # There is nothing to squeeze the schedule proper into; it would divide by zero.
@@ -86,13 +104,19 @@ class Trainer(DefaultTrainer):
             )
         return super().build_lr_scheduler(cfg, optimizer)
 
-    def build_hooks(self) -> list:
-        hooks = [StepSeed(self.cfg.SEED)]
+    def build_hooks(self) -> list[HookBase]:
+        """Detectron2's, after our own: a seed per iteration and the update of a teacher."""
+        hooks: list[HookBase] = [StepSeed(self.cfg.SEED)]
         if hasattr(unwrap(self.model), "update_teacher"):
             hooks.append(TeacherUpdate())
         return hooks + super().build_hooks()
 
     def resume_or_load(self, resume: bool = True) -> None:
+        """Loads the last checkpoint of OUTPUT_DIR if asked to and there is one, else MODEL.WEIGHTS.
+
+        The loader is moved to the iteration; a model that prepares itself for a training does so
+        at the first one.
+        """
         super().resume_or_load(resume)
         # The loader is built before the checkpoint is read; its iterator is not.
         self._train_loader.seek(self.start_iter)
@@ -111,6 +135,12 @@ class Trainer(DefaultTrainer):
         return self._trainer.data_loader
 
     def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            FloatingPointError: a loss is not finite; names the dump that was written.
+            DataError: an image cannot be used.
+        """
         try:
             super().run_step()
         except FloatingPointError as error:
@@ -145,8 +175,13 @@ class Trainer(DefaultTrainer):
         return path
 
     @classmethod
-    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None) -> OrderedDict:
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: Sequence[DatasetEvaluator] | None = None
+    ) -> OrderedDict:
         """As Detectron2's; the evaluation's numbers are also printed as CSV lines.
+
+        Args:
+            evaluators: one per name in `DATASETS.TEST`; None builds them.
 
         Returns:
             {dataset: {task: {metric: value}}}; the inner dict alone with one data set.

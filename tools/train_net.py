@@ -10,7 +10,9 @@ tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fina
 """
 
 import logging
+import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import detectron2
@@ -36,14 +38,24 @@ from pseudolabel.trainer import Trainer, check_evaluation
 logger = logging.getLogger("masksmith.train_net")
 
 
-def setup(args) -> CfgNode:
-    """Config from file and command line, data sets registered, logs and seed set up."""
+def setup(args: Namespace) -> CfgNode:
+    """Config from file and command line, data sets registered, logs and seed set up.
+
+    Args:
+        args: of Detectron2's `default_argument_parser`.
+
+    Raises:
+        DataError: as of `register_datasets`.
+    """
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
     cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
+    drawn = cfg.SEED < 0
+    if drawn:
+        cfg.SEED = draw_seed(cfg, args.resume)
     cfg.freeze()
     # `default_setup` overwrites the saved config, so it is compared before.
     changes = changes_since_last_run(cfg) if args.resume else []
@@ -51,10 +63,25 @@ def setup(args) -> CfgNode:
     for name in ("masksmith", "mal", "pseudolabel"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     logger.info("detectron2 %s", detectron2.__version__)
+    if drawn:
+        logger.info("SEED %d, drawn since the config states a negative one", cfg.SEED)
     if changes:
         logger.warning("this run resumes one of another config:\n  %s", "\n  ".join(changes))
     seed_everything(cfg.SEED)
     return cfg
+
+
+def draw_seed(cfg: CfgNode, resume: bool) -> int:
+    """A seed that all ranks share: of the run that is resumed, else a random one.
+
+    It belongs into `cfg.SEED`, so that the run's config.yaml repeats the run.
+    """
+    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+    seed = int.from_bytes(os.urandom(4), "big") >> 1
+    if resume and saved.is_file():
+        before = CfgNode.load_cfg(saved.read_text(encoding="utf-8")).get("SEED", -1)
+        seed = before if before >= 0 else seed
+    return comm.all_gather(seed)[0]
 
 
 def changes_since_last_run(cfg: CfgNode) -> list[str]:
@@ -69,6 +96,12 @@ def evaluate(cfg: CfgNode) -> dict:
     """`--eval-only`: loads MODEL.WEIGHTS, which must be complete, and evaluates on DATASETS.TEST.
 
     Without MODEL.WEIGHTS the network is evaluated as it starts a training.
+
+    Returns:
+        {task: {metric: value}}; one such dict per data set where there are several.
+
+    Raises:
+        DataError: a test set cannot be evaluated, or the weights are not the model's.
     """
     check_evaluation(cfg)
     model = Trainer.build_model(cfg)
@@ -82,7 +115,12 @@ def evaluate(cfg: CfgNode) -> dict:
     return results
 
 
-def main(args) -> dict:
+def main(args: Namespace) -> dict | None:
+    """Trains, or evaluates with `--eval-only`; the work of one process.
+
+    Returns:
+        The numbers of `evaluate`; of a training, only where TEST.EXPECTED_RESULTS are stated.
+    """
     cfg = setup(args)
     if args.eval_only:
         return evaluate(cfg)
@@ -91,8 +129,12 @@ def main(args) -> dict:
     return trainer.train()
 
 
-def run(args) -> int:
-    """Returns 0; 1 with one clear error line for bad input. Anything else is raised."""
+def run(args: Namespace) -> int:
+    """`main` in every process that is asked for.
+
+    Returns:
+        The exit status: 0, or 1 with one clear error line for bad input. Anything else is raised.
+    """
     try:
         run_everywhere(main, args)
     except DataError as error:

@@ -7,6 +7,7 @@ import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
+from pycocotools import mask as rle_tools
 
 import mal.data
 import mal.pretext  # noqa: F401  (these register pipelines without class heads)
@@ -122,6 +123,23 @@ def test_loading_makes_the_checks_of_validation(file_format, change, message, tm
     one = entry(tmp_path, format=file_format)
     with pytest.raises(DataError, match=rf"boxes\.json.*{message}.*Remedy"):
         load(one)
+
+
+@pytest.mark.parametrize("counts", [[0, 4, 196], [0.0, 4.0, 196.0], "compressed"])
+def test_loading_settles_null_crowds_and_masks_written_with_fractions(counts, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    if isinstance(counts, str):
+        counts = rle_tools.frPyObjects({"size": [10, 20], "counts": [0, 4, 196]}, 10, 20)["counts"]
+        counts = counts.decode()
+    mask = {"size": [10.0, 20.0], "counts": counts}
+    data["annotations"][0].update(iscrowd=None, segmentation=mask)
+    file.write_text(json.dumps(data))
+    (record,) = load(entry(tmp_path))
+    (annotation,) = record["annotations"]
+    assert annotation["iscrowd"] == 0
+    assert rle_tools.area(annotation["segmentation"]) == 4
 
 
 @pytest.mark.parametrize("box", [[1, 2, 0, 4], [40, 2, 3, 4]])

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import mal.data
+import mal.mask_auto_labeler  # noqa: F401  (these register what the configs name)
 from tests.tiny import tiny_config, write_coco
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -131,6 +135,32 @@ def test_evaluation_with_its_own_weights_and_with_none(trained, tmp_path):
     for name in ("good", "none"):
         scores = json.loads(next((tmp_path / name).rglob("mask_iou.json")).read_text())
         assert scores["student"]["n"] == 8
+
+
+def test_negative_seed_is_drawn_stored_and_kept_by_a_resumed_run(tmp_path):
+    config = write_config("mal/sample", write_coco(tmp_path), tmp_path / "given", "SEED", -1)
+    options = ("DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path / "run")
+    done = train_net(config, *options)
+    assert done.returncode == 0, done.text
+    (seed,) = re.findall(r"SEED (\d+), drawn since", done.text)
+    # Whoever starts with the run's own config repeats the run.
+    assert f"\nSEED: {seed}\n" in (tmp_path / "run/config.yaml").read_text()
+    done = train_net(config, "--resume", *options)
+    assert done.returncode == 0, done.text
+    assert f"SEED {seed}, drawn since" in done.text
+    assert "resumes one of another config" not in done.text
+
+
+def test_bad_image_in_a_loader_process_ends_in_one_line(tmp_path):
+    data = write_coco(tmp_path)
+    config = write_config("mask_rcnn/sample", data, tmp_path / "run")
+    for path in tmp_path.glob("[1-4].png"):
+        Image.fromarray(np.full((64, 64), 40000, dtype=np.uint16)).save(path)
+    done = train_net(config, "DATASETS.TEST", "()", "DATALOADER.NUM_WORKERS", 1)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    expected = r"error: .*[1-4]\.png: the image has mode I;16, not 8 bit\. Remedy: convert.*"
+    assert re.fullmatch(expected, last), last
 
 
 def test_bad_data_ends_in_one_line_and_a_bug_in_a_traceback(tmp_path):
