@@ -4,9 +4,9 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import get_fed_loss_cls_weights
 from detectron2.layers import ShapeSpec
 from detectron2.modeling.roi_heads import FastRCNNOutputLayers
-from detectron2.data.detection_utils import get_fed_loss_cls_weights
 
 COUNTS = [{"id": 3, "image_count": 1}, {"id": 1, "image_count": 9}, {"id": 2, "image_count": 100}]
 

@@ -55,8 +55,7 @@ class Augmentation:
             if len(parameters) == 1:
                 self.input_args = ("image",)
             else:
-                variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-                if any(p.kind in variadic for p in parameters.values()):
+                if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
                     raise TypeError(
                         f"{type(self).__name__}.get_transform must name its arguments, or the "
                         "class override __call__"
@@ -88,9 +87,8 @@ class Augmentation:
         self, low: float = 1.0, high: float | None = None, size: int | None = None
     ) -> Any:
         """Uniform in [low, high), or in [0, low) if only that is given."""
-        if high is None:
-            low, high = 0, low
-        return np.random.uniform(low, high, [] if size is None else size)
+        bounds = (0, low) if high is None else (low, high)
+        return np.random.uniform(*bounds, size=[] if size is None else size)
 
     def __repr__(self) -> str:
         """The class with those constructor arguments that were given."""

@@ -67,16 +67,15 @@ class RandomFlip(Augmentation):
     def __init__(
         self, prob: float = 0.5, *, horizontal: bool = True, vertical: bool = False
     ) -> None:
-        super().__init__()
         if horizontal == vertical:
             raise ValueError("choose one of horizontal and vertical; use two flips to have both")
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """A flip or no change."""
-        height, width = image.shape[:2]
         if self._rand_range() >= self.prob:
             return NoOpTransform()
+        height, width = image.shape[:2]
         return HFlipTransform(width) if self.horizontal else VFlipTransform(height)
 
 
@@ -84,8 +83,8 @@ class Resize(Augmentation):
     """To a fixed size: (h, w), or one number for both."""
 
     def __init__(self, shape: int | tuple[int, int], interp: int = _BILINEAR) -> None:
-        shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
-        self._init(locals())
+        self.shape = (shape, shape) if isinstance(shape, int) else tuple(shape)
+        self.interp = interp
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize for this image."""
@@ -101,7 +100,6 @@ class RandomResize(Augmentation):
     """
 
     def __init__(self, shape_list: list, interp: int = _BILINEAR) -> None:
-        super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -127,24 +125,22 @@ class ResizeShortestEdge(Augmentation):
         sample_style: str = "range",
         interp: int = _BILINEAR,
     ) -> None:
-        super().__init__()
         if sample_style not in ("range", "choice"):
             raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
-        is_range = sample_style == "range"
-        if isinstance(short_edge_length, int):
-            short_edge_length = (short_edge_length,) * 2
-        if is_range and len(short_edge_length) != 2:
-            raise ValueError(f"a range needs two values, got {short_edge_length}")
         self._init(locals())
-        self.is_range = is_range
+        self.is_range = sample_style == "range"
+        if isinstance(short_edge_length, int):
+            self.short_edge_length = (short_edge_length, short_edge_length)
+        elif self.is_range and len(short_edge_length) != 2:
+            raise ValueError(f"a range needs two values, got {short_edge_length}")
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize for this image; a drawn length of 0 means no change."""
+        lengths = self.short_edge_length
         if self.is_range:
-            low, high = self.short_edge_length
-            length = np.random.randint(low, high + 1)
+            length = np.random.randint(lengths[0], lengths[1] + 1)
         else:
-            length = np.random.choice(self.short_edge_length)
+            length = np.random.choice(lengths)
         if length == 0:
             return NoOpTransform()
         height, width = image.shape[:2]
@@ -180,16 +176,15 @@ class ResizeScale(Augmentation):
         target_width: int,
         interp: int = _BILINEAR,
     ) -> None:
-        super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize for this image."""
-        scale = np.random.uniform(self.min_scale, self.max_scale)
+        scale = self._rand_range(self.min_scale, self.max_scale)
         size = np.array(image.shape[:2], dtype=float)
         target = scale * np.array([self.target_height, self.target_width])
-        new_h, new_w = np.round(size * (target / size).min()).astype(int)
-        return ResizeTransform(*image.shape[:2], int(new_h), int(new_w), self.interp)
+        new_size = np.round(size * (target / size).min()).astype(int).tolist()
+        return ResizeTransform(*image.shape[:2], *new_size, self.interp)
 
 
 class RandomCrop(Augmentation):
@@ -228,12 +223,12 @@ class RandomCrop(Augmentation):
         if self.crop_type == "absolute_range":
             if first > second:
                 raise ValueError(f"an empty range of crop sizes: {self.crop_size}")
-            crop_h = np.random.randint(min(height, first), min(height, second) + 1)
-            crop_w = np.random.randint(min(width, first), min(width, second) + 1)
+            ranges = [(min(side, first), min(side, second)) for side in image_size]
+            crop_h, crop_w = (np.random.randint(low, high + 1) for low, high in ranges)
             return crop_h, crop_w
-        shares = np.asarray(self.crop_size, dtype=np.float32)
+        shares = np.array([first, second], dtype="float32")
         if self.crop_type == "relative_range":
-            shares = shares + np.random.rand(2) * (1 - shares)
+            shares = shares + (1 - shares) * np.random.rand(2)
         return int(height * shares[0] + 0.5), int(width * shares[1] + 0.5)
 
 
@@ -252,7 +247,6 @@ class FixedSizeCrop(Augmentation):
         pad_value: float = 128.0,
         seg_pad_value: int = 255,
     ) -> None:
-        super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> TransformList:
@@ -260,15 +254,15 @@ class FixedSizeCrop(Augmentation):
         size, target = np.array(image.shape[:2]), np.array(self.crop_size)
         kept = np.minimum(size, target)
         # One draw for both directions.
-        offset = np.round((size - kept) * np.random.uniform(0.0, 1.0)).astype(int)
-        steps: list[Transform] = [
-            CropTransform(*map(int, (offset[1], offset[0], kept[1], kept[0], size[1], size[0])))
-        ]
-        if self.pad:
-            below, right = map(int, target - kept)
-            values = self.pad_value, self.seg_pad_value
-            steps.append(PadTransform(0, 0, right, below, int(kept[1]), int(kept[0]), *values))
-        return TransformList(steps)
+        top, left = np.round((size - kept) * np.random.uniform()).astype(int).tolist()
+        below, right = (target - kept).tolist()
+        # The transforms take x before y.
+        (width, height), (crop_w, crop_h) = size[::-1].tolist(), kept[::-1].tolist()
+        crop = CropTransform(left, top, crop_w, crop_h, width, height)
+        if not self.pad:
+            return TransformList([crop])
+        values = self.pad_value, self.seg_pad_value
+        return TransformList([crop, PadTransform(0, 0, right, below, crop_w, crop_h, *values)])
 
 
 class RandomExtent(Augmentation):
@@ -280,7 +274,6 @@ class RandomExtent(Augmentation):
     """
 
     def __init__(self, scale_range: tuple[float, float], shift_range: tuple[float, float]) -> None:
-        super().__init__()
         self._init(locals())
 
     def get_transform(self, image: np.ndarray) -> Transform:
@@ -297,7 +290,6 @@ class _RandomIntensity(Augmentation):
     """Blends with another image by a weight drawn from [intensity_min, intensity_max]."""
 
     def __init__(self, intensity_min: float, intensity_max: float) -> None:
-        super().__init__()
         self._init(locals())
 
     def _reference(self, image: np.ndarray) -> np.ndarray | float:

@@ -32,8 +32,8 @@ class RandomCrop_CategoryAreaConstraint(Augmentation):  # noqa: N801 (upstream's
         single_category_max_area: float = 1.0,
         ignored_category: int | None = None,
     ) -> None:
-        self.crop_aug = RandomCrop(crop_type, crop_size)
         self._init(locals())
+        self.crop_aug = RandomCrop(crop_type, crop_size)
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray) -> Transform:
         """A crop for an image (H, W, C) and its labels (H, W)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,19 +13,21 @@ from PIL import Image
 
 __all__ = ["ColorTransform", "ExtentTransform", "PILColorTransform", "ResizeTransform"]
 
+# PIL's filters as arguments of torch's interpolation.
 _TORCH_MODES = {
-    Image.Resampling.NEAREST: "nearest",
-    Image.Resampling.BILINEAR: "bilinear",
-    Image.Resampling.BICUBIC: "bicubic",
+    Image.Resampling.NEAREST: {"mode": "nearest"},
+    Image.Resampling.BILINEAR: {"mode": "bilinear", "align_corners": False},
+    Image.Resampling.BICUBIC: {"mode": "bicubic", "align_corners": False},
 }
 
 
 def _through_pil(
-    image: np.ndarray, operation: Callable[[Image.Image], Image.Image], what: str
+    image: np.ndarray, operation: Callable[[Image.Image], Image.Image]
 ) -> np.ndarray:
-    """Apply a PIL operation, which knows no (H, W, 1), to an 8-bit image of any shape."""
-    if image.dtype != np.uint8:
-        raise TypeError(f"{what} needs a uint8 image, got {image.dtype}")
+    """Apply a PIL operation, which knows no (H, W, 1), to an array of any shape.
+
+    PIL raises TypeError for types that it does not hold; of several channels it takes uint8 only.
+    """
     single = image.ndim == 3 and image.shape[2] == 1
     # A copy: arrays that view a PIL image are read-only, which torch warns about.
     result = np.array(operation(Image.fromarray(image[:, :, 0] if single else image)))
@@ -32,11 +35,12 @@ def _through_pil(
 
 
 class ExtentTransform(Transform):
-    """The part of an image under a rectangle, resized; outside the image it is ``fill``.
+    """The part of an image under a rectangle, resized; outside the image it is 0.
 
     Args:
         src_rect: (x0, y0, x1, y1) in pixels, may reach outside.
         output_size: (h, w). interp: a PIL filter.
+        fill: kept as an attribute; as upstream, no pixel is filled with it.
     """
 
     def __init__(
@@ -53,20 +57,10 @@ class ExtentTransform(Transform):
         self.fill = fill
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Cut out and resize a uint8 image."""
-        height, width = self.output_size
-        resample = self.interp if interp is None else interp
-        return _through_pil(
-            img,
-            lambda picture: picture.transform(
-                (width, height),
-                Image.Transform.EXTENT,
-                tuple(self.src_rect),
-                resample,
-                fillcolor=(self.fill,) * len(picture.getbands()),
-            ),
-            "ExtentTransform",
-        )
+        """Cut out and resize an image of a type that PIL holds: uint8, or any one-channel one."""
+        rect, size = tuple(self.src_rect), tuple(self.output_size[::-1])
+        method = self.interp if interp is None else interp
+        return _through_pil(img, lambda p: p.transform(size, Image.Transform.EXTENT, rect, method))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """(N, 2) xy points into the output's frame."""
@@ -102,19 +96,17 @@ class ResizeTransform(Transform):
         method = Image.Resampling(self.interp if interp is None else interp)
         if img.dtype == np.uint8:
             size = (self.new_w, self.new_h)
-            return _through_pil(img, lambda p: p.resize(size, method), "ResizeTransform")
+            return _through_pil(img, lambda p: p.resize(size, method))
         if method not in _TORCH_MODES:
             raise ValueError(f"{method.name} works for uint8 images only")
         return self._resize_float(img, _TORCH_MODES[method])
 
-    def _resize_float(self, img: np.ndarray, mode: str) -> np.ndarray:
-        planes = img.reshape(self.h, self.w, -1)
+    def _resize_float(self, img: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+        size = (self.new_h, self.new_w)
         # A flipped view has negative strides, which torch cannot represent.
-        tensor = torch.from_numpy(np.ascontiguousarray(planes)).permute(2, 0, 1)[None]
-        corners = None if mode == "nearest" else False
-        resized = F.interpolate(tensor, (self.new_h, self.new_w), mode=mode, align_corners=corners)
-        shape = (self.new_h, self.new_w, *img.shape[2:])
-        return resized[0].permute(1, 2, 0).reshape(shape).numpy()
+        planes = np.moveaxis(np.ascontiguousarray(img.reshape(self.h, self.w, -1)), -1, 0)
+        (resized,) = F.interpolate(torch.from_numpy(planes)[None], size, **options)
+        return np.moveaxis(resized.numpy(), 0, -1).reshape(*size, *img.shape[2:])
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         """Scale (N, 2) xy points in place."""
