@@ -1,12 +1,14 @@
 """The image files of a label file: each thing that can be wrong with one, and its name."""
 
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pseudolabel.defects import ERROR, KINDS, WARNING
+from pseudolabel.instances import load_instances
 from pseudolabel.validation import check_images
 from tests.pseudolabel.label_files import HEIGHT, TABLE, WIDTH, sound
 
@@ -161,6 +163,9 @@ def test_files_are_looked_for_where_the_loaders_look(folder):
     draw(folder / "absent.png", size=(WIDTH - 1, HEIGHT))
     (defect,) = check_images(data, folder)
     assert (defect.kind, defect.record) == ("image_size_differs", "image 6")
+    records = load_instances(data, "labels.json", folder, {3: 0, 9: 1})
+    names = ["000000000005.png", "absent.png"]
+    assert [Path(record["file_name"]).name for record in records] == names
 
 
 def test_a_size_with_a_decimal_point_is_compared(folder):
