@@ -22,6 +22,8 @@ from pseudolabel.trainer import Trainer, check_evaluation
 from tests.pseudolabel.made_up import detect
 from tests.tiny import SIDE, tiny_config, write_coco
 
+ONE_PIXEL = {"height": 1, "width": 1}
+
 
 def register(json_file, **metadata):
     """A data set of any category ids, under a new name."""
@@ -314,11 +316,13 @@ def test_evaluation_is_checked_before_a_run(opts, masks, message, tmp_path):
         # and what can be evaluated
         (lambda d: d["images"][1].update(status="rejected", file_name="no.png"), None),
         (lambda d: d["annotations"][0].update(bbox=[-9, -9, 3, 3]), None),
+        (lambda d: d["images"].append({"id": 9, "file_name": "1x1.png", **ONE_PIXEL}), None),
     ],
 )
 def test_defects_of_a_test_set_are_found_before_a_run(change, message, tmp_path):
     path = write_coco(tmp_path)
     (tmp_path / "void.png").touch()
+    Image.new("RGB", (1, 1)).save(tmp_path / "1x1.png")
     Image.fromarray(np.full((SIDE, SIDE), 999, dtype=np.uint16)).save(tmp_path / "deep.png")
     cfg = tiny_config("mask_rcnn/sample", path, tmp_path / "out")
     data = json.loads(path.read_text())
