@@ -28,6 +28,8 @@ from pseudolabel.job.worker import work
 from pseudolabel.yardsticks import ellipse
 
 SIDE = 96
+# The same at both sizes; a small input would be cut finer by default.
+SHARD_BOXES = 5000
 STAGES = ("plan", "worker", "merge")
 
 
@@ -52,7 +54,7 @@ def stage(name: str, folder: Path, connection) -> None:
     """Runs one stage of the job; sends its seconds and the growth of its peak memory in MB."""
     before = peak_mb()
     begin = time.perf_counter()
-    options = JobOptions(folder, folder / "labels.json")
+    options = JobOptions(folder, folder / "labels.json", shard_boxes=SHARD_BOXES)
     if name == "plan":
         prepare(JobInput(folder, folder / "boxes.json"), ellipse(), options)
     else:
