@@ -95,8 +95,38 @@ def test_extent(trailing):
     doubled = T.ExtentTransform((5, 5, 15, 10), (10, 20))
     assert doubled.apply_image(image).shape == (10, 20, *trailing)
     assert doubled.apply_coords(np.array([[6.0, 7.0]])).tolist() == [[2.0, 4.0]]
-    outside = T.ExtentTransform((-5, 0, 0, 5), (5, 5), fill=9).apply_image(image)
-    assert (outside == 9).all()
+    # Outside there is 0: upstream takes `fill`, and does not use it.
+    outside = T.ExtentTransform((-5, 0, 5, 5), (5, 10), fill=9).apply_image(image)
+    assert (outside[:, :5] == 0).all()
+    assert np.array_equal(outside[:, 5:], image[:5, :5])
+
+
+# Types that PIL holds as one channel, and what becomes of them.
+EXTENT_TYPES = [("bool", "bool"), ("int32", "int32"), ("float64", "float32")]
+
+
+@pytest.mark.parametrize(("given_type", "expected_type"), EXTENT_TYPES)
+def test_extent_of_other_types(given_type, expected_type):
+    image = (_image(20, 20) // 16 % 2).astype(given_type)
+    cut = T.ExtentTransform((5, 5, 15, 10), (5, 10)).apply_image(image)
+    assert cut.dtype == expected_type
+    assert np.array_equal(cut, image[5:10, 5:15])
+
+
+# Floats of several channels, 64-bit integers; PIL holds uint16, but interpolates it wrongly.
+REFUSED = [((20, 20, 3), "float32"), ((20, 20), "int64"), ((20, 20), "uint16")]
+
+
+@pytest.mark.parametrize(("shape", "dtype"), REFUSED)
+def test_extent_refuses_what_pil_cannot_cut_out(shape, dtype):
+    with pytest.raises(TypeError, match=r"data type|uint16"):
+        T.ExtentTransform((5, 5, 15, 10), (5, 10)).apply_image(_image(*shape, dtype=dtype))
+
+
+def test_extent_of_labels_invents_none():
+    labels = np.repeat([0, 40_000], 10)[None].repeat(20, 0).astype("uint16")
+    enlarged = T.ExtentTransform((1, 1, 18, 18), (40, 41)).apply_segmentation(labels)
+    assert set(np.unique(enlarged)) == {0, 40_000}
 
 
 def test_color_transforms():

@@ -128,11 +128,11 @@ class ResizeShortestEdge(Augmentation):
         if sample_style not in ("range", "choice"):
             raise ValueError(f'sample_style must be "range" or "choice", got {sample_style!r}')
         self._init(locals())
-        self.is_range = sample_style == "range"
         if isinstance(short_edge_length, int):
             self.short_edge_length = (short_edge_length, short_edge_length)
-        elif self.is_range and len(short_edge_length) != 2:
+        elif sample_style == "range" and len(short_edge_length) != 2:
             raise ValueError(f"a range needs two values, got {short_edge_length}")
+        self.is_range = sample_style == "range"
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """The resize for this image; a drawn length of 0 means no change."""

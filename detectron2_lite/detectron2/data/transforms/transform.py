@@ -21,9 +21,7 @@ _TORCH_MODES = {
 }
 
 
-def _through_pil(
-    image: np.ndarray, operation: Callable[[Image.Image], Image.Image]
-) -> np.ndarray:
+def _through_pil(image: np.ndarray, operation: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     """Apply a PIL operation, which knows no (H, W, 1), to an array of any shape.
 
     PIL raises TypeError for types that it does not hold; of several channels it takes uint8 only.
@@ -57,9 +55,19 @@ class ExtentTransform(Transform):
         self.fill = fill
 
     def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
-        """Cut out and resize an image of a type that PIL holds: uint8, or any one-channel one."""
+        """Cut out and resize.
+
+        Args:
+            img: uint8, or one channel of bool, uint16 (nearest only), int32 or float.
+
+        Raises:
+            TypeError: for any other type.
+        """
         rect, size = tuple(self.src_rect), tuple(self.output_size[::-1])
         method = self.interp if interp is None else interp
+        if img.dtype == np.uint16 and method != Image.Resampling.NEAREST:
+            # Pillow 13 returns wrong pixels, even for an unscaled crop.
+            raise TypeError("uint16 cannot be interpolated: convert to int32 or float32 first")
         return _through_pil(img, lambda p: p.transform(size, Image.Transform.EXTENT, rect, method))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
