@@ -192,7 +192,8 @@ def test_nan_pixels_stop_the_training(dataset, tmp_path):
     assert not (tmp_path / "model_final.pth").exists()
 
 
-def test_after_backward_reaches_the_outer_hooks(dataset, tmp_path):
+def test_after_backward_is_for_hooks_of_the_inner_trainer(dataset, tmp_path):
+    """As upstream: DefaultTrainer does not pass the event on to its own hooks."""
     cfg = _tiny_cfg(dataset, tmp_path)
     cfg.SOLVER.MAX_ITER = 1
 
@@ -202,10 +203,11 @@ def test_after_backward_reaches_the_outer_hooks(dataset, tmp_path):
         def after_backward(self):
             self.calls += 1
 
-    trainer, hook = DefaultTrainer(cfg), Count()
-    trainer.register_hooks([hook])
+    trainer, outer, inner = DefaultTrainer(cfg), Count(), Count()
+    trainer.register_hooks([outer])
+    trainer._trainer.register_hooks([inner])
     trainer.train()
-    assert hook.calls == 1
+    assert (outer.calls, inner.calls) == (0, 1)
 
 
 def test_weights_of_other_classes_load_partly(dataset, tmp_path):

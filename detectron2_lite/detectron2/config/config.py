@@ -143,7 +143,8 @@ def _map_arguments(
     if next(iter(parameters), None) != "cfg":
         raise TypeError(f"The first argument of {owner} must be named 'cfg'")
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    accepted = {k: v for k, v in kwargs.items() if takes_any or k in parameters}
-    result = dict(mapping(*args, **accepted))
-    result.update((k, v) for k, v in kwargs.items() if k not in accepted)
-    return result
+    accepted: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        (accepted if takes_any or name in parameters else overrides)[name] = value
+    return {**mapping(*args, **accepted), **overrides}

@@ -83,7 +83,9 @@ class DefaultTrainer(TrainerBase):
     """Config in, training run out; override the ``build_*`` methods to change a part.
 
     Builds model, optimizer and train loader in that order, then scheduler, checkpointer and hooks.
-    The loop itself is an inner SimpleTrainer (or AMPTrainer), kept as ``_trainer``.
+    One iteration is that of an inner SimpleTrainer (or AMPTrainer), kept as ``_trainer``. The hooks
+    of this class get every event except ``after_backward``, which is the inner trainer's alone: as
+    upstream, a hook that needs it is registered with ``_trainer``.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -106,10 +108,8 @@ class DefaultTrainer(TrainerBase):
 
         # Weak: whoever drops this trainer must not wait for the garbage collector.
         myself = weakref.proxy(self)
-        # A hook's after_backward belongs to the outer trainer, where the hooks are.
-        self._trainer.register_hooks([_ForwardBackward(myself)])
-        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = DetectionCheckpointer(network, cfg.OUTPUT_DIR, trainer=myself)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.register_hooks(self.build_hooks())
 
     @property
@@ -167,7 +167,7 @@ class DefaultTrainer(TrainerBase):
             return [timer, schedule, precise, evaluation]
         every = cfg.SOLVER.CHECKPOINT_PERIOD
         saver = hooks.PeriodicCheckpointer(self.checkpointer, every)
-        writer = hooks.PeriodicWriter(self.build_writers(), period=20)
+        writer = hooks.PeriodicWriter(self.build_writers())
         return [timer, schedule, precise, saver, evaluation, writer]
 
     def build_writers(self) -> list[EventWriter]:
@@ -198,9 +198,9 @@ class DefaultTrainer(TrainerBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore :meth:`state_dict`."""
-        inner = state_dict["_trainer"]
+        # The inner trainer first: a checkpoint that lacks it is refused before anything changes.
+        self._trainer.load_state_dict(state_dict["_trainer"])
         super().load_state_dict(state_dict)
-        self._trainer.load_state_dict(inner)
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -308,13 +308,3 @@ class DefaultTrainer(TrainerBase):
         if frozen:
             cfg.freeze()
         return cfg
-
-
-class _ForwardBackward(HookBase):
-    """Passes the inner trainer's after_backward on to the hooks of the outer trainer."""
-
-    def __init__(self, outer: TrainerBase) -> None:
-        self._outer = outer
-
-    def after_backward(self) -> None:
-        self._outer.after_backward()

@@ -112,7 +112,8 @@ class IterationTimer(HookBase):
 
     def _finished(self) -> int:
         """Iterations of this run, the present one included."""
-        return 1 + self.trainer.storage.iter - self.trainer.start_iter
+        trainer = self.trainer
+        return trainer.storage.iter - trainer.start_iter + 1
 
     def after_step(self) -> None:
         if self._finished() < self._warmup_iter:

@@ -22,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 def _free_port() -> int:
     # Another process may take the port before we bind it; rank 0 then fails with a clear error.
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
 
 
 def launch(
@@ -60,7 +59,7 @@ def launch(
         if num_machines != 1:
             raise ValueError("dist_url=auto works on one machine only: give tcp://host:port")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    if num_machines > 1 and dist_url.startswith("file://"):
+    if dist_url.startswith("file://") and num_machines > 1:
         logger.warning("file:// is unreliable across machines; prefer tcp://")
     mp.start_processes(
         _worker,
@@ -82,26 +81,21 @@ def _worker(
     args: tuple,
     timeout: timedelta,
 ) -> None:
-    has_gpu = torch.cuda.is_available()
-    if has_gpu and per_machine > torch.cuda.device_count():
-        raise ValueError(
-            f"{per_machine} processes asked for, but only {torch.cuda.device_count()} CUDA devices"
-        )
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if backend == "nccl":
+        devices = torch.cuda.device_count()
+        if per_machine > devices:
+            raise ValueError(f"{per_machine} processes asked for, but only {devices} CUDA devices")
+        torch.cuda.set_device(local_rank)
     rank = machine_rank * per_machine + local_rank
     try:
         dist.init_process_group(
-            backend="nccl" if has_gpu else "gloo",
-            init_method=dist_url,
-            world_size=world_size,
-            rank=rank,
-            timeout=timeout,
+            backend, init_method=dist_url, rank=rank, world_size=world_size, timeout=timeout
         )
     except Exception:
         logger.error("Rank %d could not join the process group at %s", rank, dist_url)
         raise
     comm.create_local_process_group(per_machine)
-    if has_gpu:
-        torch.cuda.set_device(local_rank)
     # Rank 0 may be slow to start; nobody should run into its first collective alone.
     comm.synchronize()
     try:

@@ -98,8 +98,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
     out = cfg.OUTPUT_DIR or None
     if comm.is_main_process() and out:
         PathManager.mkdirs(out)
-    setup_logger(out, distributed_rank=rank, name="fvcore")
     logger = setup_logger(out, distributed_rank=rank)
+    setup_logger(out, distributed_rank=rank, name="fvcore")
     if comm.is_main_process():
         # Upstream has the same import name, and a user cannot tell the two apart by looking.
         logger.info(
@@ -127,10 +127,8 @@ def default_setup(cfg: CfgNode, args: argparse.Namespace) -> None:
 def default_writers(output_dir: str, max_iter: int | None = None) -> list[EventWriter]:
     """Terminal, ``metrics.json``, and tensorboard files where tensorboard is installed."""
     PathManager.mkdirs(output_dir)
-    writers: list[EventWriter] = [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(output_dir, "metrics.json")),
-    ]
+    scalars = os.path.join(output_dir, "metrics.json")
+    writers: list[EventWriter] = [CommonMetricPrinter(max_iter), JSONWriter(scalars)]
     if importlib.util.find_spec("tensorboard") is not None:
         writers.append(TensorboardXWriter(output_dir))
     return writers

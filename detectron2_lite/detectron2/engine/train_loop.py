@@ -41,7 +41,7 @@ class HookBase:
         """Called before each iteration."""
 
     def after_backward(self) -> None:
-        """Called after the backward pass of each iteration."""
+        """Called between backward pass and optimizer step, by the trainer that runs them."""
 
     def after_step(self) -> None:
         """Called after each iteration."""
@@ -69,14 +69,14 @@ class TrainerBase:
 
     def register_hooks(self, hooks: Iterable[HookBase | None]) -> None:
         """Append hooks; None is skipped. They run in the order of registration."""
-        for hook in hooks:
-            if hook is None:
-                continue
+        given = [hook for hook in hooks if hook is not None]
+        # Weak, or trainer and hooks would keep each other (and the GPU memory) alive.
+        myself = weakref.proxy(self)
+        for hook in given:
             if not isinstance(hook, HookBase):
                 raise TypeError(f"a hook must derive from HookBase, got {type(hook).__name__}")
-            # Weak, or trainer and hooks would keep each other (and the GPU memory) alive.
-            hook.trainer = weakref.proxy(self)
-            self._hooks.append(hook)
+            hook.trainer = myself
+        self._hooks.extend(given)
 
     def train(self, start_iter: int, max_iter: int) -> None:
         """Run iterations ``start_iter .. max_iter - 1`` inside an event storage."""
@@ -312,9 +312,8 @@ class SimpleTrainer(TrainerBase):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Restore iteration, hooks and optimizer."""
-        moments = state_dict["optimizer"]
+        self.optimizer.load_state_dict(state_dict["optimizer"])
         super().load_state_dict(state_dict)
-        self.optimizer.load_state_dict(moments)
 
 
 class AMPTrainer(SimpleTrainer):
