@@ -14,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_crop
 from mal.views import student_view
 from pseudolabel.evaluation import MaskIoUEvaluator
-from pseudolabel.files import check_image_size, read_image
+from pseudolabel.evaluators import check_test_images
+from pseudolabel.files import check_image_size, read_image, read_json
 from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.mask_iou import TrueMasks
 from pseudolabel.masks import clip_box
 from pseudolabel.pipeline import PIPELINES, build_train_loader
+from pseudolabel.rejected import without_rejected
 from pseudolabel.store import box_problem
 
 logger = logging.getLogger(__name__)
@@ -215,9 +217,12 @@ class BoxCropPipeline:
     """Training on crops of single boxes; evaluation of mask IoU from the true boxes."""
 
     def check_evaluation(self, cfg: CfgNode) -> None:
-        """Refuses test sets without human masks, before a run that could not be evaluated."""
+        """Refuses test sets without human masks or images, before a run that needs them."""
         for name in cfg.DATASETS.TEST:
-            TrueMasks(MetadataCatalog.get(name).json_file).require_masks()
+            json_file = MetadataCatalog.get(name).json_file
+            TrueMasks(json_file).require_masks()
+            data, _ = without_rejected(read_json(json_file))
+            check_test_images(name, data["images"])
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
         dicts = [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)]

@@ -20,7 +20,7 @@ from pseudolabel.errors import DataError
 from pseudolabel.files import read_json
 from pseudolabel.masks import decode_segmentation, whole_rle
 from pseudolabel.rejected import without_rejected
-from pseudolabel.validation import TOLERATED, iterate_defects, refuse_first
+from pseudolabel.validation import LEFT_OUT_LATER, iterate_defects, refuse_first
 from pseudolabel.validation_records import LVIS_LISTS
 
 logger = logging.getLogger(__name__)
@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 MAX_DETS = {"coco": 100, "lvis": 300}
 SIZES = ("APs", "APm", "APl")
 FREQUENCIES = {"APr": "r", "APc": "c", "APf": "f"}
-# Boxes without area in their image: not trained on, but COCO's own evaluation counts them.
-LEFT_OUT_LATER = TOLERATED | {"box_outside"}
 # An area in px² beyond all ranges, so that an instance is ignored in each. The fast backends know
 # no other way: they overwrite `ignore` by `iscrowd`, which would change the overlaps, too.
 NO_RANGE = 1e20

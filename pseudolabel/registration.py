@@ -9,12 +9,18 @@ from typing import Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from pseudolabel.checks import is_integer
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, read_json
 from pseudolabel.instances import class_image_counts, load_instances, states_counts
 from pseudolabel.pipeline import PIPELINES
-from pseudolabel.validation import TOLERATED, Defect, iterate_defects, refuse_first, settle
+from pseudolabel.rejected import without_rejected
+from pseudolabel.validation import (
+    LEFT_OUT_LATER,
+    Defect,
+    iterate_defects,
+    refuse_first,
+    settle,
+)
 from pseudolabel.validation_records import Known, check_categories
 
 logger = logging.getLogger(__name__)
@@ -22,8 +28,6 @@ logger = logging.getLogger(__name__)
 REQUIRED_KEYS = ("name", "json", "image_root")
 OPTIONAL_KEYS = ("format", "allow_links")
 FORMATS = ("coco", "lvis")
-# Boxes without area in their image are in COCO's own files; the mappers leave them out.
-LEFT_OUT_LATER = TOLERATED | {"box_outside"}
 # Kept in the dataset dicts beside Detectron2's own keys; stock mappers ignore them.
 EXTRA_ANNOTATION_KEYS = ["id", "score", "quality", "mask_source"]
 
@@ -125,7 +129,7 @@ def _image_counts(data: dict[str, Any], json_file: str, categories: list[dict]) 
     """`class_image_counts` of a file whose annotations are checked before they are counted."""
     if states_counts(categories):
         return class_image_counts(categories, ())
-    kept, _ = _without_rejected(data)
+    kept, _ = without_rejected(data)
     defects = iterate_defects(kept, masks=False, plausibility=False)
     refuse_first(json_file, defects, LEFT_OUT_LATER)
     return class_image_counts(categories, kept["annotations"])
@@ -137,7 +141,7 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
     Raises:
         DataError: the first error that `pseudolabel.validation` finds in what is left.
     """
-    data, rejected = _without_rejected(read_json(json_file))
+    data, rejected = without_rejected(read_json(json_file))
     if rejected:
         logger.warning(
             "%s: left out %d of %d images, whose status is 'rejected'; the reasons stand in the "
@@ -168,34 +172,6 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
         federated=metadata.evaluator_type == "lvis",
         allow_links=metadata.allow_links,
     )
-
-
-def _without_rejected(data: dict[str, Any]) -> tuple[dict[str, Any], int]:
-    """The images that a label job has not rejected, with their annotations; how many it has.
-
-    Comes before any check, since a record may have been rejected for what a check would find.
-    """
-    images, annotations = data.get("images"), data.get("annotations")
-    if not isinstance(images, list):
-        return data, 0
-    rejected = {
-        image["id"]
-        for image in images
-        if isinstance(image, dict)
-        and image.get("status") == "rejected"
-        and is_integer(image.get("id"))
-    }
-    if not rejected:
-        return data, 0
-
-    def is_kept(entry: object, key: str) -> bool:
-        value = entry.get(key) if isinstance(entry, dict) else None
-        return not (is_integer(value) and value in rejected)
-
-    kept = {**data, "images": [image for image in images if is_kept(image, "id")]}
-    if isinstance(annotations, list):
-        kept["annotations"] = [a for a in annotations if is_kept(a, "image_id")]
-    return kept, len(images) - len(kept["images"])
 
 
 def _settle_num_classes(cfg: CfgNode) -> None:

@@ -28,6 +28,7 @@ from pseudolabel.validation_records import (
 )
 
 __all__ = [
+    "LEFT_OUT_LATER",
     "TOLERATED",
     "UNREAD",
     "Defect",
@@ -45,6 +46,8 @@ LISTS = ("images", "categories", "annotations")
 UNREAD = frozenset({"file_unreadable", "json_malformed"})
 # COCO's own files hold a few boxes without area; Detectron2 leaves those out by itself.
 TOLERATED = frozenset({"box_zero"})
+# Boxes without area in their image: mappers leave them out, COCO's own evaluation counts them.
+LEFT_OUT_LATER = TOLERATED | {"box_outside"}
 
 
 def check_labels(data: object, *, need_size: bool = True) -> list[Defect]:

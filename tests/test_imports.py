@@ -54,7 +54,10 @@ PLAIN = {
     "views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
-    "image_cache image_paths label_job labeler loader mask_iou masks progress "
+    "job.buckets job.dry_run job.durable job.found job.inputs job.json_stream job.lease job.merge "
+    "job.options job.plan job.processes job.ray_adapter job.receipt job.run job.shard job.worker "
+    "calibration quality image_cache image_paths label_job labeler loader mapper mask_iou masks "
+    "progress rejected "
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training review store validation validation_images "
@@ -63,7 +66,7 @@ PLAIN = {
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
 # Slow to import, or not needed by everybody.
-ON_DEMAND = {"cv2", "lvis", "matplotlib", "tensorboard", "timm", "transformers"}
+ON_DEMAND = {"cv2", "lvis", "matplotlib", "ray", "tensorboard", "timm", "transformers"}
 
 
 def sources(*folders):

@@ -1,6 +1,7 @@
 """Isotonic calibration: against scipy and a brute-force twin, on files, and what is refused."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_a_fit_rises_and_keeps_the_mean_of_what_it_was_fitted_on(pairs):
     assert (np.diff(fitted.quality) > 0).all()
     assert (np.diff(fitted.iou) >= 0).all()
     values = [fitted.apply(q) for q in np.linspace(-0.5, 1.5, 50)]
-    assert all(0 <= a <= b <= 1 for a, b in zip(values, values[1:]))
+    assert all(0 <= a <= b <= 1 for a, b in pairwise(values))
     levels = isotonic_regression(
         [iou[quality == q].mean() for q in np.unique(quality)],
         weights=[(quality == q).sum() for q in np.unique(quality)],
