@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mal.crops import Window, resize_image, wrap_crop
+from mal.crops import Window, resize_image
 
 _RESIZE = {"mode": "bicubic", "align_corners": False, "antialias": True}
 
@@ -27,17 +27,18 @@ def cut_and_resize(image: Tensor, window: Window, size: int) -> Tensor:
     Returns:
         uint8 (3, S, S) on the image's device.
     """
-    if image.device.type == "cpu":
-        crop = resize_image(wrap_crop(image.numpy(), window), size)
-        return torch.from_numpy(crop.copy()).permute(2, 0, 1)
-    return resize_on_device(image, window, size)
-
-
-def resize_on_device(image: Tensor, window: Window, size: int) -> Tensor:
-    """`cut_and_resize` without a way over the CPU."""
+    # Whole rows first: several times faster than picking pixels by both indices at once.
     rows = _wrapped(image, 0, window.y0, window.y1)
-    crop = _wrapped(rows, 1, window.x0, window.x1).permute(2, 0, 1)[None].float()
-    resized = F.interpolate(crop, (size, size), **_RESIZE)
+    crop = _wrapped(rows, 1, window.x0, window.x1)
+    if image.device.type == "cpu":
+        resized = resize_image(np.ascontiguousarray(crop.numpy()), size)
+        return torch.from_numpy(resized.copy()).permute(2, 0, 1)
+    return resize_on_device(crop, size)
+
+
+def resize_on_device(crop: Tensor, size: int) -> Tensor:
+    """A crop (h, w, 3) as uint8 (3, S, S), without a way over the CPU."""
+    resized = F.interpolate(crop.permute(2, 0, 1)[None].float(), (size, size), **_RESIZE)
     return resized[0].round_().clamp_(0, 255).byte()
 
 

@@ -1,5 +1,7 @@
 """Labelling: resampling against its plain form, which networks run, and what spoils a box."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from mal.crops import Window, paste, resize_image, test_window, wrap_crop
+from mal.labeler import MALLabeler
 from mal.predictor import BoxPredictor
 from mal.resampling import cut_and_resize, resize_on_device, sample_boxes, sample_pixels
+from pseudolabel.calibration import Calibration
 from pseudolabel.errors import DataError
 from pseudolabel.masks import box_to_slices, decode_segmentation
 
@@ -57,7 +61,8 @@ def test_crops_are_those_of_training_and_one_grey_level_off_on_other_devices(win
     expected = resize_image(wrap_crop(pixels, window), SIZE).astype(int)
     here = cut_and_resize(image, window, SIZE).permute(1, 2, 0).numpy()
     assert (here == expected).all()
-    there = resize_on_device(image, window, SIZE).permute(1, 2, 0).numpy()
+    crop = torch.from_numpy(wrap_crop(pixels, window))
+    there = resize_on_device(crop, SIZE).permute(1, 2, 0).numpy()
     assert np.abs(there.astype(int) - expected).max() <= 1
 
 
@@ -165,6 +170,35 @@ def test_a_nan_of_the_network_that_only_confirms_is_an_error_too():
 def test_unknown_measures_are_named():
     with pytest.raises(ValueError, match=r"TEST.QUALITY 'best': use one of \['agreement'"):
         predictor(quality="best")
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_calibration_maps_the_quality_of_drawn_masks_alone(calibrated):
+    model = SimpleNamespace(
+        student=Counting(),
+        teacher=Counting(2.0),
+        normalize=normalize,
+        predict_options={"crop_size": SIZE},
+        label_with="teacher",
+        eval=lambda: model,
+    )
+    boxes = np.concatenate([BOXES[:3], [[5.0, 5.0, 6.0, 20.0]]])
+    facts = {"image_ids": [7, 9]}
+    calibration = Calibration((0.0, 1.0), (0.0, 0.5), facts) if calibrated else None
+    labeler = MALLabeler(model, {"network": "teacher"}, "soft_agreement", calibration)
+    plain = predictor(quality="soft_agreement").predict(IMAGE, boxes, ["teacher"])["teacher"]
+    records = labeler.label(IMAGE, boxes)
+    factor = 0.5 if calibrated else 1
+    expected = [p.quality * (factor if p.mask_source == "model" else 1) for p in plain]
+    assert [r.quality for r in records] == pytest.approx(expected)
+    assert [r.segmentation for r in records] == [r.segmentation for r in plain]
+    assert records[-1].mask_source == "filled_tiny"
+    described = labeler.describe()
+    assert described["quality"] == "soft_agreement"
+    if calibrated:
+        assert described["calibration"]["image_ids"] == [7, 9]
+    else:
+        assert described["calibration"] is None
 
 
 def test_no_boxes_no_forward():
