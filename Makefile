@@ -21,6 +21,7 @@ bench: $(READY)
 	$(BIN)/python -m pytest -m slow $(ARGS)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/evaluation_speed.py
+	$(BIN)/python benchmarks/labelling_speed.py
 
 results: $(READY)  ## NAME=nuclei (about 12 minutes) or NAME=sample (about 10)
 	@test -n "$(NAME)" || { echo "usage: make results NAME=nuclei or NAME=sample"; exit 2; }

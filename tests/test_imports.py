@@ -51,7 +51,7 @@ DETECTRON2 = {
 
 PLAIN = {
     "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
-    "views",
+    "resampling views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
     "job.buckets job.dry_run job.durable job.found job.inputs job.json_stream job.lease job.merge "
