@@ -44,6 +44,6 @@ setup(
         "hf": ["transformers"],
         "fast-eval": ["hotcoco"],
         "ray": ["ray[data]"],
-        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "shapely"],
     },
 )

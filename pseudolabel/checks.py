@@ -19,6 +19,7 @@ _REJECTS = {
     "box_negative": "box_degenerate",
     "box_zero": "box_degenerate",
     "box_outside": "box_outside",
+    "box_huge": "box_huge",
 }
 
 
@@ -119,7 +120,9 @@ def box_fault(box: object, height: int | None = None, width: int | None = None) 
 
 
 def box_problem(annotation: dict, height: int, width: int) -> str | None:
-    """Why a box cannot be labelled: "box_malformed", "box_degenerate", "box_outside", or None."""
+    """Why a box is not labelled: "box_malformed", "box_degenerate", "box_outside", "box_huge" (no
+    loader would take it), or None.
+    """
     return _REJECTS.get(box_fault(annotation.get("bbox"), height, width))
 
 

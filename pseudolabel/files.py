@@ -153,6 +153,9 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         DataError: the file is missing, empty, truncated or no image, or has more than 8 bits per
             pixel and channel (modes I, I;16 and F), which Pillow would clip to white.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        # A pipe would be waited for, for ever.
+        raise DataError(path, "the image is no regular file", "replace it by the image")
     try:
         with Image.open(path) as image:
             mode = image.mode
@@ -160,7 +163,7 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
                 return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise DataError(path, "the image does not exist", "check the image folder") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a decoder of a damaged file may raise anything
         raise DataError(
             path, f"the image cannot be read ({error})", "replace the file or drop its record"
         ) from error

@@ -21,7 +21,13 @@ from pseudolabel.store import (
 
 
 def label_image(
-    job: ImageJob, source: object, image_root: str | Path, labeler: Labeler, result: LabelResult
+    job: ImageJob,
+    source: object,
+    image_root: str | Path,
+    labeler: Labeler,
+    result: LabelResult,
+    *,
+    allow_links: bool = False,
 ) -> None:
     """Labels one image and appends its records to `result`.
 
@@ -36,11 +42,12 @@ def label_image(
         image_root: folder of the images.
         labeler: what makes the masks.
         result: where the records go.
+        allow_links: whether links below the folder may lead out of it.
     """
     height, width = job.image["height"], job.image["width"]
     before = len(result.annotations)
     try:
-        image = read_checked(job, source, image_root)
+        image = read_job_image(job, source, image_root, allow_links)
     except DataError as error:
         result.images.append({**job.image, "status": "rejected"})
         for annotation in (*job.boxes, *job.crowds):
@@ -70,7 +77,9 @@ def label_image(
     result.images.append({**job.image, "status": status})
 
 
-def read_checked(job: ImageJob, source: object, image_root: str | Path) -> np.ndarray:
+def read_job_image(
+    job: ImageJob, source: object, image_root: str | Path, allow_links: bool = False
+) -> np.ndarray:
     """The image of a record, uint8 (H, W, 3), if it is the one that its JSON describes.
 
     Where the record states a `sha256` (hex, of the file), the file must have it.
@@ -79,7 +88,7 @@ def read_checked(job: ImageJob, source: object, image_root: str | Path) -> np.nd
         DataError: it is missing, unreadable, of another size, or another file.
     """
     name, stated = job.image["file_name"], job.image.get("sha256")
-    path = image_path(job.image, image_root, source)
+    path = image_path(job.image, image_root, source, allow_links=allow_links)
     image = read_image(path)
     if "height" in job.image:
         check_image_size(image, name, job.image["height"], job.image["width"])

@@ -34,7 +34,7 @@ REJECTED_ALONE = frozenset(
     {
         *("box_missing", "box_malformed", "box_not_finite", "box_negative", "box_zero"),
         *("box_outside", "box_huge", "image_size_huge", "file_name_unsafe"),
-        *("iscrowd", "area_malformed", "score_range", "category_name", "unknown_listed_category"),
+        *("area_malformed", "unknown_listed_category"),
     }
 )
 
@@ -187,14 +187,14 @@ def labelled_annotation(annotation: dict, record: MaskRecord) -> dict[str, Any]:
     """The input annotation with its mask; id, box, category, crowd flag and unknown keys stay.
 
     Two exceptions: an `agreement` in the input speaks of another labeler's mask and goes, and an
-    absent `iscrowd` (LVIS) becomes 0, because COCOeval reads the key of every annotation.
+    absent or null `iscrowd` becomes 0, because COCOeval reads the key of every annotation.
     """
     kept = {key: value for key, value in annotation.items() if key != "agreement"}
     result = {
         **kept,
         "segmentation": record.segmentation,
         "area": record.area,
-        "iscrowd": annotation.get("iscrowd", 0),
+        "iscrowd": annotation.get("iscrowd") or 0,
         "quality": round(record.quality, DIGITS),
         "mask_source": record.mask_source,
     }

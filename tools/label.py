@@ -33,7 +33,7 @@ from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.label")
 STOPPED = 130
-LINE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
+LINE, DATE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,6 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--config-file", default="", help="mal: YAML of the training run")
     add("--weights", default="", help="mal: checkpoint of the training run")
     add("--seed", type=int, default=0)
+    add("--allow-links", action="store_true", help="links may lead out of the image folder")
     add("--workers", type=int, default=1, help="processes on this machine, one thread each")
     add("--shard", default="", help="I/N, or env: this task's part of the shards")
     add("--shard-boxes", type=int, default=None, help="boxes per shard (about 15000)")
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
         shard=parse_share(args.shard, os.environ),
         shard_boxes=args.shard_boxes,
         seed=args.seed,
+        allow_links=args.allow_links,
         restart=args.restart,
         keep_job=args.keep_job,
     )
@@ -107,7 +109,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.dry_run:
         source = given.open()
-        cost = calibrate(source, labeler, options.images, args.seed)
+        cost = calibrate(
+            source, labeler, options.images, args.seed, allow_links=options.allow_links
+        )
         print(describe_cost(cost, source, args.shard_boxes, args.workers, args.scale_to))
         return 0
     manifest = run_job(given, labeler, functools.partial(build_labeler, args), options)
@@ -126,10 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """Runs the job. Returns 0; 1 with one clear error line; 130 when stopped, and how to go on."""
-    line = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
-    logging.basicConfig(
-        stream=sys.stdout, level=logging.INFO, format=line, datefmt="%m/%d %H:%M:%S"
-    )
+    logging.basicConfig(stream=sys.stdout, level=logging.INFO, format=LINE, datefmt=DATE)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return run(args)

@@ -1,6 +1,7 @@
 """What a job will cost, from the labelling of a few boxes."""
 
 import datetime
+import functools
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -72,7 +73,13 @@ class Cost:
 
 
 def calibrate(
-    source: Source, labeler: Labeler, image_root: Path, seed: int, boxes: int = BOXES
+    source: Source,
+    labeler: Labeler,
+    image_root: Path,
+    seed: int,
+    boxes: int = BOXES,
+    *,
+    allow_links: bool = False,
 ) -> Cost:
     """Labels about `boxes` boxes, on images evenly spread over the input, and takes the time.
 
@@ -87,7 +94,9 @@ def calibrate(
     wanted = set(ids[picks.astype(np.int64)].tolist())
     images = [image for image in source.images() if image["id"] in wanted]
     jobs = group_by_image(images, (a for a in source.annotations() if a["image_id"] in wanted))
-    annotate = label_image if source.annotations_in else find_in_image
+    annotate = functools.partial(
+        label_image if source.annotations_in else find_in_image, allow_links=allow_links
+    )
     timed, result = _Timed(labeler), LabelResult()
     if jobs:
         # The first call of a network is slow.

@@ -10,7 +10,7 @@ import numpy as np
 
 from pseudolabel.errors import DataError
 from pseudolabel.job.json_stream import JsonFile, Section
-from pseudolabel.label_job import read_checked
+from pseudolabel.label_job import read_job_image
 from pseudolabel.labeler import MaskRecord
 from pseudolabel.store import (
     REJECTED_ALONE,
@@ -144,7 +144,13 @@ class ImageSource:
 
 
 def find_in_image(
-    job: ImageJob, source: object, image_root: str | Path, labeler: Finder, result: LabelResult
+    job: ImageJob,
+    source: object,
+    image_root: str | Path,
+    labeler: Finder,
+    result: LabelResult,
+    *,
+    allow_links: bool = False,
 ) -> None:
     """Labels one image by a labeler that finds its own boxes, and appends to `result`.
 
@@ -152,7 +158,7 @@ def find_in_image(
     line of the rejects, with a null annotation id). The annotations get their ids at the merge.
     """
     try:
-        image = read_checked(job, source, image_root)
+        image = read_job_image(job, source, image_root, allow_links)
     except DataError as error:
         result.images.append({**job.image, "status": "rejected"})
         result.rejects.append(

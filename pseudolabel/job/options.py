@@ -15,7 +15,7 @@ ENVIRONMENTS = (
 
 @dataclass(frozen=True)
 class JobOptions:
-    """How a job is run; no label depends on it.
+    """How a job is run; no label depends on it, but for `seed` and `allow_links`.
 
     Attributes:
         images: folder of the images.
@@ -25,6 +25,7 @@ class JobOptions:
             merge unless all the others are done.
         shard_boxes: boxes per shard; None takes the default for the input.
         seed: of the generators of Python, numpy and torch.
+        allow_links: links below the image folder may lead out of it.
         restart: throw an unfinished job away.
         keep_job: leave the folder of the job behind.
         start_method: how worker processes start, as in `multiprocessing`.
@@ -36,6 +37,7 @@ class JobOptions:
     shard: tuple[int, int] | None = None
     shard_boxes: int | None = None
     seed: int = 0
+    allow_links: bool = False
     restart: bool = False
     keep_job: bool = False
     start_method: str = "spawn"

@@ -56,6 +56,7 @@ class PlanRow:
         ids_sha256: of its annotation ids, ascending.
         finds_boxes: whether the labeler finds the boxes too.
         seed, labeler_sha256: what the labeler must be.
+        allow_links: whether links below the image folder may lead out of it.
     """
 
     shard: int
@@ -67,6 +68,7 @@ class PlanRow:
     finds_boxes: bool
     seed: int
     labeler_sha256: str
+    allow_links: bool
 
     @property
     def name(self) -> str:
@@ -134,14 +136,18 @@ def default_shard_boxes(source: Source) -> int:
 
 
 def make_identity(
-    files: dict[str, Any], labeler: dict[str, Any], seed: int, shard_boxes: int
+    files: dict[str, Any],
+    labeler: dict[str, Any],
+    seed: int,
+    shard_boxes: int,
+    allow_links: bool = False,
 ) -> dict[str, Any]:
     """What the labels depend on, for `Plan.identity`.
 
     Args:
         files: mode ("boxes", "results" or "found"), names and hashes of the input.
         labeler: its description, with the hashes of config and weights.
-        seed, shard_boxes: of the command.
+        seed, shard_boxes, allow_links: of the command.
     """
     return {
         "format": FORMAT,
@@ -150,6 +156,7 @@ def make_identity(
         "labeler": labeler,
         "seed": seed,
         "shard_boxes": shard_boxes,
+        "allow_links": allow_links,
     }
 
 
@@ -174,6 +181,7 @@ def make_plan(source: Source, job: Path, identity: dict[str, Any]) -> Plan:
             finds_boxes=identity["mode"] == "found",
             seed=identity["seed"],
             labeler_sha256=labeler_sha256,
+            allow_links=identity["allow_links"],
         )
         write_input(row.input_path(job), jobs)
         digest = file_hash(row.input_path(job))

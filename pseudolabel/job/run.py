@@ -51,7 +51,11 @@ def run_job(
         DataError: bad input, an unfinished job of another command, or a job that does not add up.
     """
     job = options.job
+    refuse_foreign(job)
     if options.restart and job.exists():
+        # Bad input must not cost what is there.
+        given.identity()
+        given.open()
         remove_job(job)
     plan = prepare(given, labeler, options)
     done = {receipt.shard for receipt in drop_unproven(plan, job)}
@@ -78,7 +82,8 @@ def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
     Raises:
         DataError: it is for other labels, naming what differs.
     """
-    job, files, description = options.job, given.identity(), labeler.describe()
+    job = options.job
+    settings = (given.identity(), labeler.describe(), options.seed)
     if load_plan(job) is None:
         # Bad input leaves no folder behind.
         source = given.open()
@@ -92,9 +97,9 @@ def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
             continue
         with lease:
             if load_plan(job) is None:
-                make_plan(source, job, make_identity(files, description, options.seed, size))
+                make_plan(source, job, make_identity(*settings, size, options.allow_links))
     size = options.shard_boxes or plan.identity["shard_boxes"]
-    refuse_other(job, plan.identity, make_identity(files, description, options.seed, size))
+    refuse_other(job, plan.identity, make_identity(*settings, size, options.allow_links))
     return plan
 
 
@@ -139,6 +144,24 @@ def finished_manifest(plan: Plan, output: Path) -> dict[str, Any] | None:
         if not path.is_file() or file_hash(path) != manifest.get(key):
             return None
     return manifest
+
+
+def refuse_foreign(job: Path) -> None:
+    """Stops where the folder of the job, which is removed at the end, holds something else.
+
+    Raises:
+        DataError: it is not a folder, or has entries that no job writes and no plan.
+    """
+    if not job.exists() or (job / "plan.json").exists():
+        return
+    known = (*FOLDERS, "head.json")
+    strange = ["itself"] if not job.is_dir() else []
+    if job.is_dir():
+        names = (path.name for path in job.iterdir())
+        strange = [name for name in names if name not in known and not name.startswith(".")]
+    if strange:
+        problem = f"is no folder of a labelling job ({', '.join(sorted(strange)[:3])})"
+        raise DataError(job, problem, "move it away, or choose another --output")
 
 
 def remove_job(job: Path) -> None:

@@ -65,10 +65,8 @@ def label_shard(
     seed_process(row.seed)
     for image in read_input(row, job):
         given.extend(a["id"] for a in (*image.boxes, *image.crowds))
-        if row.finds_boxes:
-            find_in_image(image, job, image_root, labeler, result)
-        else:
-            label_image(image, job, image_root, labeler, result)
+        annotate = find_in_image if row.finds_boxes else label_image
+        annotate(image, job, image_root, labeler, result, allow_links=row.allow_links)
         on_image(image, result.images[-1]["status"])
     out = [] if row.finds_boxes else [a["id"] for a in (*result.annotations, *result.rejects)]
     if sorted(out) != sorted(given) or len(result.images) != row.images:

@@ -1,9 +1,12 @@
 """Guarded paths, atomic writes and named errors."""
 
+import os
 import pickle
 import resource
+import struct
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -197,3 +200,18 @@ def test_data_error_survives_pickling(record, tmp_path):
     assert type(copy) is DataError
     assert str(copy) == str(error)
     assert vars(copy) == vars(error)
+
+
+def test_a_pipe_is_no_image_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "1.png")
+    with pytest.raises(DataError, match="no regular file"):
+        read_image(tmp_path / "1.png")
+
+
+def test_whatever_a_decoder_raises_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "1.png")
+    # Seen with a damaged EXIF block.
+    fault = Mock(side_effect=struct.error("required argument is not an integer"))
+    monkeypatch.setattr("pseudolabel.files.ImageOps.exif_transpose", fault)
+    with pytest.raises(DataError, match=r"1.png.*cannot be read"):
+        read_image(tmp_path / "1.png")

@@ -16,6 +16,7 @@ from pseudolabel.job.run import run_job
 from pseudolabel.labeler import LABELERS
 from pseudolabel.masks import decode_segmentation
 from pseudolabel.store import BoxFile
+from pseudolabel.validation import read_checked
 
 WIDTH, HEIGHT = 40, 30
 IMAGE = {"id": 1, "file_name": "1.png", "width": WIDTH, "height": HEIGHT, "status": "labelled"}
@@ -272,10 +273,62 @@ def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
 
 def test_nothing_is_written_when_the_accounts_do_not_add_up(tmp_path, monkeypatch):
     path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5]), box(2, [1, 1, 5, 5])])
-    monkeypatch.setattr("pseudolabel.job.shard.label_image", lambda *_: _[-1].images.append(IMAGE))
+    forgets_boxes = "pseudolabel.job.shard.label_image"
+    monkeypatch.setattr(forgets_boxes, lambda *_, **__: _[-1].images.append(IMAGE))
     with pytest.raises(DataError, match=r"\[1, 2\] not accounted for"):
         run(tmp_path, path)
     assert not (tmp_path / "labels.json").exists()
+
+
+@pytest.mark.parametrize(("allow_links", "status"), [(False, "rejected"), (True, "labelled")])
+def test_links_out_of_the_image_folder(allow_links, status, tmp_path_factory):
+    folder, elsewhere = tmp_path_factory.mktemp("job"), tmp_path_factory.mktemp("elsewhere")
+    path = write_boxes(folder, [box(1, [1, 1, 5, 5])])
+    (image,) = folder.glob("*.png")
+    image.rename(elsewhere / image.name)
+    image.symlink_to(elsewhere / image.name)
+    options = JobOptions(folder, folder / "labels.json", allow_links=allow_links)
+    run_job(JobInput(folder, path), LABELERS.get("ellipse")(), LABELERS.get("ellipse"), options)
+    labels = json.loads((folder / "labels.json").read_text())
+    assert [entry["status"] for entry in labels["images"]] == [status]
+    rejects = (folder / "labels.rejects.jsonl").read_text()
+    assert ("--allow-links" in rejects) == (not allow_links)
+
+
+def test_a_foreign_folder_is_never_removed(tmp_path):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
+    (tmp_path / "labels.json.job").mkdir()
+    (tmp_path / "labels.json.job/thesis.txt").write_text("precious")
+    with pytest.raises(DataError, match=r"no folder of a labelling job \(thesis.txt\)"):
+        run(tmp_path, path)
+    assert (tmp_path / "labels.json.job/thesis.txt").read_text() == "precious"
+
+
+def test_restart_looks_at_the_input_before_it_throws_a_job_away(tmp_path):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
+    job = tmp_path / "labels.json.job"
+    job.mkdir()
+    (job / "plan.json").write_text("{}")
+    options = JobOptions(tmp_path, tmp_path / "labels.json", restart=True)
+    typo = JobInput(tmp_path, path.with_name("typo.json"))
+    with pytest.raises(DataError, match=r"typo.json: the file does not exist"):
+        run_job(typo, LABELERS.get("ellipse")(), LABELERS.get("ellipse"), options)
+    assert (job / "plan.json").exists()
+
+
+# What a labeler could live with, and no loader.
+@pytest.mark.parametrize(
+    "strange",
+    [
+        {"iscrowd": None},  # taken as 0
+        {"score": 87.5},  # somebody else's unit
+        {"bbox": [-200, 2, 400, 4]},  # rejected
+    ],
+)
+def test_what_is_written_can_be_loaded(strange, tmp_path):
+    path = write_boxes(tmp_path, [{**box(1, [1, 1, 5, 5]), **strange}, box(2, [2, 2, 6, 6])])
+    run(tmp_path, path)
+    assert len(read_checked(tmp_path / "labels.json")["annotations"]) in (1, 2)
 
 
 def test_two_runs_give_the_same_bytes(tmp_path):
