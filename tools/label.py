@@ -7,8 +7,7 @@
     tools/label.py --boxes results.json --images-json images.json --images DIR ...
     tools/label.py --images DIR ...    # a labeler that finds its own boxes
 
-Labelers: mal, filled_box, ellipse, grabcut. Beside the output stand its manifest, its rejects and,
-until it is finished, the folder OUTPUT.job. docs/labelling.md tells the rest.
+Labelers: mal, filled_box, ellipse, grabcut. docs/labelling.md tells what is written beside OUTPUT.
 """
 
 import argparse
@@ -16,6 +15,7 @@ import functools
 import importlib
 import logging
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -32,7 +32,6 @@ from pseudolabel.labeler import LABELERS, Labeler
 from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.label")
-STOPPED = 130
 LINE, DATE = "[%(asctime)s] %(name)s %(levelname)s: %(message)s", "%m/%d %H:%M:%S"
 
 
@@ -94,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         allow_links=args.allow_links,
         restart=args.restart,
         keep_job=args.keep_job,
+        command=shlex.join(sys.argv),
     )
     options.check()
     for source in filter(None, (args.boxes, args.images_json)):
@@ -136,11 +136,10 @@ def main(args: argparse.Namespace) -> int:
         return run(args)
     except KeyboardInterrupt:
         logger.warning("stopped; nothing is lost. Repeat the same command to go on.")
-        return STOPPED
+        return 130
     except DataError as error:
         logger.error("%s", error)
     except OSError as error:
-        # A failing write does not always know its file.
         where, problem = error.filename or args.output, error.strerror or error
         logger.error("%s: %s. Remedy: check disk space and rights, then repeat.", where, problem)
     return 1

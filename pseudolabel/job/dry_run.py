@@ -134,7 +134,12 @@ def describe_cost(
         shard_boxes: of the command.
         workers: of the command, for the wall time.
         scale_to: boxes (images without boxes: images) of an imagined input of the same kind.
+
+    Raises:
+        DataError: `scale_to` is not positive.
     """
+    if scale_to is not None and scale_to < 1:
+        raise DataError("--scale-to", f"{scale_to} is no number of boxes", "give 1 or more")
     size = max(cost.boxes or cost.images, 1)
     scale = 1.0 if scale_to is None else scale_to / size
     hours = cost.hours(scale)

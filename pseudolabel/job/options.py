@@ -28,6 +28,7 @@ class JobOptions:
         allow_links: links below the image folder may lead out of it.
         restart: throw an unfinished job away.
         keep_job: leave the folder of the job behind.
+        command: the command line, for the manifest.
         start_method: how worker processes start, as in `multiprocessing`.
     """
 
@@ -40,6 +41,7 @@ class JobOptions:
     allow_links: bool = False
     restart: bool = False
     keep_job: bool = False
+    command: str = ""
     start_method: str = "spawn"
 
     def check(self) -> None:

@@ -124,7 +124,8 @@ def merge_once(plan: Plan, options: JobOptions) -> dict[str, Any]:
         with lease:
             if not (job / "plan.json").exists():
                 break
-            manifest = merge(plan, job, options.output)
+            extra = {"command": options.command} if options.command else {}
+            manifest = merge(plan, job, options.output, extra)
             if not options.keep_job:
                 remove_job(job)
             return manifest

@@ -63,7 +63,8 @@ def test_labels_with_rejects_and_manifest(folder):
     done = run(folder, "--labeler", "ellipse")
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(json.loads((folder / "labels.json").read_text())["annotations"]) == 8
-    assert (folder / "labels.manifest.json").is_file()
+    manifest = json.loads((folder / "labels.manifest.json").read_text())
+    assert manifest["command"].endswith("--output labels.json --labeler ellipse")
     assert (folder / "labels.rejects.jsonl").read_text() == ""
 
 
@@ -196,3 +197,8 @@ def test_options_that_cannot_be_meant(arguments, message, folder, monkeypatch):
         command.run(command.parse_args([*given, "--labeler", "ellipse", *arguments]))
     assert state(folder) == before
     assert not (folder / "labels.json.job").exists()
+
+
+def test_a_cost_is_not_scaled_to_less_than_a_box(folder):
+    done = run(folder, "--labeler", "ellipse", "--dry-run", "--scale-to", "-5")
+    assert_refused(done, "--scale-to: -5")
