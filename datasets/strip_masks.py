@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import read_json, refuse_overwrite, write_json
+from pseudolabel.files import failure_line, read_json, refuse_overwrite, write_json
 from pseudolabel.store import is_box
 
 
@@ -61,12 +61,8 @@ def main() -> int:
         data = read_json(options.input)
         stripped = strip_masks(data, str(options.input))
         write_json(options.output, stripped)
-    except DataError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        where, problem = error.filename or options.output, error.strerror or error
-        print(f"{where}: {problem}. Remedy: check disk space and rights.", file=sys.stderr)
+    except (DataError, OSError) as error:
+        print(failure_line(error, options.output), file=sys.stderr)
         return 1
     except ValueError:
         print(

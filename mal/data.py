@@ -15,7 +15,7 @@ from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_cr
 from mal.views import student_view
 from pseudolabel.evaluation import MaskIoUEvaluator
 from pseudolabel.evaluators import check_test_images
-from pseudolabel.files import check_image_size, read_image, read_json
+from pseudolabel.files import check_image_size, read_image
 from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.mask_iou import TrueMasks
@@ -219,10 +219,10 @@ class BoxCropPipeline:
     def check_evaluation(self, cfg: CfgNode) -> None:
         """Refuses test sets without human masks or images, before a run that needs them."""
         for name in cfg.DATASETS.TEST:
-            json_file = MetadataCatalog.get(name).json_file
-            TrueMasks(json_file).require_masks()
-            data, _ = without_rejected(read_json(json_file))
-            check_test_images(name, data["images"])
+            truth = TrueMasks(MetadataCatalog.get(name).json_file)
+            truth.require_masks()
+            readable, _ = without_rejected({"images": truth.images})
+            check_test_images(name, readable["images"])
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
         dicts = [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)]

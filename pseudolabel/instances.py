@@ -15,10 +15,7 @@ from pycocotools import mask as rle_tools
 from pseudolabel.checks import is_integer
 from pseudolabel.errors import DataError
 from pseudolabel.image_paths import ImageFolder
-
-# The federated part of LVIS, with the file's own category ids: what is surely absent from an image,
-# and what is annotated in part only.
-FEDERATED_KEYS = ("neg_category_ids", "not_exhaustive_category_ids")
+from pseudolabel.validation_records import LVIS_LISTS
 
 
 def load_instances(
@@ -68,7 +65,7 @@ def load_instances(
             "annotations": annotations.pop(image["id"], []),
         }
         if federated:
-            record.update({key: image.get(key, []) for key in FEDERATED_KEYS})
+            record.update({key: image.get(key, []) for key in LVIS_LISTS})
         records.append(record)
     if annotations:
         orphan = next(iter(annotations))

@@ -52,8 +52,8 @@ class TrueMasks:
 
     def __init__(self, json_file: str | Path):
         data = read_json(json_file)
-        self.json_file = json_file
-        self.sizes = {i["id"]: (i["height"], i["width"]) for i in data["images"]}
+        self.json_file, self.images = json_file, data["images"]
+        self.sizes = {i["id"]: (i["height"], i["width"]) for i in self.images}
         self.annotations = {a["id"]: a for a in data["annotations"] if not a.get("iscrowd", 0)}
 
     def require_masks(self) -> None:

@@ -17,7 +17,7 @@ from detectron2.utils.logger import setup_logger
 
 from pseudolabel.calibration import fit_from_files
 from pseudolabel.errors import DataError
-from pseudolabel.files import refuse_overwrite
+from pseudolabel.files import failure_line, refuse_overwrite
 
 logger = logging.getLogger("masksmith.calibrate")
 
@@ -40,13 +40,8 @@ def main(args: argparse.Namespace) -> int:
             refuse_overwrite(source, args.output)
         calibration = fit_from_files(args.labels, args.truth)
         calibration.save(args.output)
-    except DataError as error:
-        logger.error("%s", error)
-        return 1
-    except OSError as error:
-        logger.error(
-            "%s: %s. Remedy: check disk space and rights.", args.output, error.strerror or error
-        )
+    except (DataError, OSError) as error:
+        logger.error("%s", failure_line(error, args.output))
         return 1
     facts = calibration.facts
     logger.info(

@@ -52,11 +52,6 @@ def run_job(
     """
     job = options.job
     refuse_foreign(job)
-    if options.restart and job.exists():
-        # Bad input must not cost what is there.
-        given.identity()
-        given.open()
-        remove_job(job)
     plan = prepare(given, labeler, options)
     done = {receipt.shard for receipt in drop_unproven(plan, job)}
     mine = plan.claiming_order()
@@ -79,14 +74,19 @@ def run_job(
 def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
     """The plan of a job: a new one, or the one that lies there, if it is for the same labels.
 
+    With `restart` a job that lies there is thrown away.
+
     Raises:
         DataError: it is for other labels, naming what differs.
     """
     job = options.job
     settings = (given.identity(), labeler.describe(), options.seed)
-    if load_plan(job) is None:
-        # Bad input leaves no folder behind.
+    anew = options.restart and job.exists()
+    if anew or load_plan(job) is None:
+        # Bad input leaves no folder behind, and costs none that is there.
         source = given.open()
+        if anew:
+            remove_job(job)
         size = options.shard_boxes or default_shard_boxes(source)
         for name in FOLDERS:
             (job / name).mkdir(parents=True, exist_ok=True)
@@ -156,10 +156,8 @@ def refuse_foreign(job: Path) -> None:
     if not job.exists() or (job / "plan.json").exists():
         return
     known = (*FOLDERS, "head.json")
-    strange = ["itself"] if not job.is_dir() else []
-    if job.is_dir():
-        names = (path.name for path in job.iterdir())
-        strange = [name for name in names if name not in known and not name.startswith(".")]
+    names = [path.name for path in job.iterdir()] if job.is_dir() else ["itself"]
+    strange = [name for name in names if name not in known and not name.startswith(".")]
     if strange:
         problem = f"is no folder of a labelling job ({', '.join(sorted(strange)[:3])})"
         raise DataError(job, problem, "move it away, or choose another --output")

@@ -255,16 +255,3 @@ def test_command_reports_errors_in_one_line_and_writes_nothing(tmp_path):
     assert done.returncode == 1
     assert re.fullmatch(r".*leftImg8bit.val: no such folder. Remedy: .*\n", done.stderr)
     assert output.read_text() == "before"
-
-
-def test_an_output_among_the_inputs_is_refused(tmp_path):
-    target = tmp_path / "gtFine/val/a_polygons.json"
-    target.parent.mkdir(parents=True)
-    target.write_text("before")
-    run = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "--split", "val", "--output", target],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 1
-    assert "among the files of the data set. Remedy" in run.stderr
-    assert target.read_text() == "before"

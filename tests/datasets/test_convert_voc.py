@@ -178,16 +178,3 @@ def test_output_that_is_a_folder(tmp_path, output):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert "Remedy" in done.stderr
-
-
-def test_an_output_among_the_inputs_is_refused(tmp_path):
-    target = tmp_path / "ImageSets/Segmentation/train.txt"
-    target.parent.mkdir(parents=True)
-    target.write_text("before")
-    run = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, "--split", "train", "--output", target],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert run.returncode == 1
-    assert "among the files of the data set. Remedy" in run.stderr
-    assert target.read_text() == "before"

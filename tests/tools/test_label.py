@@ -1,24 +1,16 @@
 """tools/label.py: what it refuses, and that it then changes nothing."""
 
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pseudolabel.errors import DataError
 from pseudolabel.store import output_paths
 from tests.tiny import write_coco
-
-ROOT = Path(__file__).resolve().parents[2]
-# A real limit on file size stands in for a full disk.
-SMALL_DISK = (
-    "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); "
-    "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-)
+from tests.tools.commands import ROOT, SMALL_DISK, load_command
 
 
 @pytest.fixture
@@ -35,13 +27,6 @@ def run(folder, *arguments, output="labels.json", start=()):
     command = [sys.executable, *start, str(ROOT / "tools/label.py"), "--images", "."]
     command += ["--boxes", "instances.json", "--output", output, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
-def load_command():
-    spec = importlib.util.spec_from_file_location("label_command", ROOT / "tools/label.py")
-    command = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(command)
-    return command
 
 
 def state(folder):
@@ -90,7 +75,7 @@ MAL = ("--labeler", "mal", "--weights", "x.pth", "--config-file")
 )
 def test_one_clear_error_for_bad_options(arguments, message, folder, monkeypatch):
     monkeypatch.chdir(folder)
-    command = load_command()
+    command = load_command("label")
     given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json", *arguments]
     with pytest.raises(DataError, match=message) as error:
         command.build_labeler(command.parse_args(given))
@@ -191,7 +176,7 @@ def test_dry_run_prints_the_cost_and_writes_nothing(folder):
 def test_options_that_cannot_be_meant(arguments, message, folder, monkeypatch):
     monkeypatch.chdir(folder)
     before = state(folder)
-    command = load_command()
+    command = load_command("label")
     given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json"]
     with pytest.raises(DataError, match=message):
         command.run(command.parse_args([*given, "--labeler", "ellipse", *arguments]))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
-from detectron2.structures import Boxes, ImageList, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances, pairwise_iou
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
@@ -104,20 +104,11 @@ class CascadeROIHeads(StandardROIHeads):
             "proposal_matchers": [Matcher([iou], [0, 1]) for iou in stages.IOUS],
         }
 
-    def forward(
-        self,
-        images: ImageList,
-        features: Features,
-        proposals: list[Instances],
-        targets: list[Instances] | None = None,
-    ) -> tuple[list[Instances], dict[str, torch.Tensor]]:
-        """See `ROIHeads.forward`; the losses of the boxes end in "_stage0", "_stage1", ..."""
-        if not self.training:
-            return super().forward(images, features, proposals)
-        assert targets is not None, "ROI heads need targets in training"
-        sampled = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, sampled, targets)
-        return sampled, losses | self._forward_mask(features, sampled)
+    def _box_losses(
+        self, features: Features, sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """Their names end in "_stage0", "_stage1", ..."""
+        return self._forward_box(features, sampled, targets)
 
     def _forward_box(
         self,

@@ -291,7 +291,7 @@ class StandardROIHeads(ROIHeads):
             return self.forward_with_given_boxes(features, detections), {}
         assert targets is not None, "ROI heads need targets in training"
         sampled = self.label_and_sample_proposals(proposals, targets)
-        losses = self._forward_box(features, sampled)
+        losses = self._box_losses(features, sampled, targets)
         # After the box branch, which may replace the proposals' boxes (train_on_pred_boxes).
         return sampled, losses | self._forward_mask(features, sampled)
 
@@ -307,6 +307,12 @@ class StandardROIHeads(ROIHeads):
         for name in ("pred_boxes", "pred_classes"):
             assert all(i.has(name) for i in instances), f"{name} is needed"
         return self._forward_mask(features, instances)
+
+    def _box_losses(
+        self, features: Features, sampled: list[Instances], targets: list[Instances]
+    ) -> dict[str, torch.Tensor]:
+        """Losses of the box branch; the targets are for branches that label their boxes again."""
+        return self._forward_box(features, sampled)
 
     def _forward_box(self, features: Features, proposals: list[Instances]):
         """Losses of the box branch in training, else the list of detections."""
