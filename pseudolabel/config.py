@@ -21,6 +21,13 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # AdamW only: beta 1, beta 2 and epsilon.
     cfg.SOLVER.BETAS = (0.9, 0.999)
     cfg.SOLVER.EPS = 1e-8
+    # > 0: the learning rate is this x samples (MAL: crops) of one optimizer step, in place of
+    # BASE_LR; the log prints the product.
+    cfg.SOLVER.LR_PER_SAMPLE = 0.0
+    # Batches whose gradients are averaged before one optimizer step.
+    cfg.SOLVER.ACCUMULATE = 1
+    # AdamW only: factor of the learning rate per layer below the last one (1: none).
+    cfg.SOLVER.LAYER_DECAY = 1.0
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0
