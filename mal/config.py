@@ -15,6 +15,8 @@ def add_mal_config(cfg: CfgNode) -> None:
     mal.TEST.NETWORK = "student"
     # Mask threshold for boxes < 32^2, < 96^2 and the rest (paper: .1).
     mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
+    # Iterations of the mean field on the final probabilities; 0 (the paper's): none.
+    mal.TEST.CRF_ITERATIONS = 0
     # Crops per forward pass.
     mal.TEST.BATCH_SIZE = 16
     # What stands as quality in the labels: a measure of pseudolabel/quality.py (docs/quality.md).
@@ -39,6 +41,13 @@ def _add_sample_keys(mal: CfgNode) -> None:
     # Boxes of at most MIN_AREA or at least MAX_AREA square pixels are not trained on (paper: 2048).
     mal.MIN_AREA = 0.0
     mal.MAX_AREA = 1e10
+    # What stands beyond the image's edge: "wrap" (its opposite side, the paper's), "reflect" or
+    # "replicate".
+    mal.BORDER = "wrap"
+    # Crops of one training sample, all of one image; a batch holds IMS_PER_BATCH x this.
+    mal.CROPS_PER_IMAGE = 1
+    # "box": MAL. "mask": dice and cross-entropy on human masks, the ceiling to compare with.
+    mal.SUPERVISION = "box"
     # Decoded images that each loader process keeps; a crop costs far less than its JPEG.
     mal.IMAGE_CACHE = 64
 
@@ -46,7 +55,7 @@ def _add_sample_keys(mal: CfgNode) -> None:
 def _add_network_keys(mal: CfgNode) -> None:
     """Encoder and decoder of student and teacher."""
     mal.ENCODER = CfgNode()
-    # A plain ViT of timm.
+    # A plain ViT of timm, or a ConvNeXt or Swin of timm.
     mal.ENCODER.NAME = "vit_base_patch16_224"
     # "patch": linear patches; "conv": 3x3 stride-2 convolutions down to the same stride.
     mal.ENCODER.STEM = "patch"
@@ -56,10 +65,15 @@ def _add_network_keys(mal: CfgNode) -> None:
     mal.ENCODER.DEPTH = 0
     mal.ENCODER.NUM_HEADS = 0
     mal.ENCODER.DROP_PATH = 0.0
-    # File with timm-named weights; "" starts from random numbers.
+    # File with timm-named weights, or "timm:NAME" for weights that timm publishes; "" starts from
+    # random numbers.
     mal.ENCODER.WEIGHTS = ""
 
     mal.DECODER = CfgNode()
+    # "attention" (K x V, the paper's), "fully_connected", "fully_convolutional" or "query".
+    mal.DECODER.NAME = "attention"
+    # 0: one mask for any class (the paper's). N: one mask per class, chosen by the box's class.
+    mal.DECODER.NUM_CLASSES = 0
     # Width of the K and V heads and of their product.
     mal.DECODER.HIDDEN_DIM = 256
     mal.DECODER.OUT_DIM = 256
@@ -87,9 +101,15 @@ def _add_loss_keys(mal: CfgNode) -> None:
     mal.CRF.OMEGA = 1.0
     mal.CRF.KERNEL_SIZE = 3
     mal.CRF.ITERATIONS = 100
+    # Image whose colours guide it: "student" (jittered, the released code) or "clean".
+    mal.CRF.GUIDANCE = "student"
+    # Weight of log q0 in every iteration (the paper's energy has a unary term; its code does not).
+    mal.CRF.UNARY = 0.0
     # Clamp of the state q.
     mal.CRF.LOW = 0.1
     mal.CRF.HIGH = 0.9
 
+    # False: no teacher; the mean field starts from the student alone, which also labels.
+    mal.TEACHER = True
     # m: EMA momentum of the teacher.
     mal.TEACHER_MOMENTUM = 0.996
