@@ -10,16 +10,13 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mal.decoder import KVDecoder
 from mal.dice import dice_loss
-from mal.encoder import ViTEncoder
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.mean_field import initial_state, mean_field, mean_field_kernel
 from mal.mil import mil_loss, warmup
-from mal.network import MaskNetwork
+from mal.network import build_network
 from mal.predictor import BoxPredictor
 from pseudolabel.ema import init_teacher, update_ema
-from pseudolabel.files import expand_path
 from pseudolabel.labeler import MaskRecord
 
 
@@ -178,29 +175,3 @@ class MaskAutoLabeler(nn.Module):
             fill = float(box_fill(mask, box).mean())
             self.monitors[name].update(fill)
             storage.put_scalar(f"mal/fill of box, {name}", fill)
-
-
-def build_network(cfg: CfgNode) -> MaskNetwork:
-    """Encoder and decoder as `MODEL.MAL.ENCODER` and `MODEL.MAL.DECODER` describe them."""
-    mal = cfg.MODEL.MAL
-    encoder = ViTEncoder(
-        name=mal.ENCODER.NAME,
-        image_size=mal.CROP_SIZE,
-        stem=mal.ENCODER.STEM,
-        patch_size=mal.ENCODER.PATCH_SIZE,
-        embed_dim=mal.ENCODER.EMBED_DIM,
-        depth=mal.ENCODER.DEPTH,
-        num_heads=mal.ENCODER.NUM_HEADS,
-        drop_path=mal.ENCODER.DROP_PATH,
-        weights=expand_path(mal.ENCODER.WEIGHTS),
-    )
-    decoder = KVDecoder(
-        in_dim=encoder.embed_dim,
-        hidden_dim=mal.DECODER.HIDDEN_DIM,
-        out_dim=mal.DECODER.OUT_DIM,
-        num_convs=mal.DECODER.NUM_CONVS,
-        map_size=mal.MAP_SIZE,
-        scales=tuple(mal.DECODER.SCALES),
-        upsample=mal.DECODER.UPSAMPLE,
-    )
-    return MaskNetwork(encoder, decoder)

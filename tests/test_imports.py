@@ -50,7 +50,7 @@ DETECTRON2 = {
 }
 
 PLAIN = {
-    "mal": "crops decoder dice encoder fill_monitor mean_field mil network pasted_blobs predictor "
+    "mal": "crops decoder dice encoder fill_monitor mean_field mil pasted_blobs predictor "
     "resampling views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
