@@ -1,0 +1,122 @@
+"""AdamW and its learning rates: per sample of a step, and lower for lower layers."""
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+Layer = tuple[int, int]
+
+
+def learning_rate(cfg: CfgNode, samples_per_step: int) -> float:
+    """`SOLVER.LR_PER_SAMPLE` x samples where that key is positive, else `SOLVER.BASE_LR`.
+
+    Args:
+        samples_per_step: of one optimizer step: over all processes and accumulated batches.
+
+    Raises:
+        ValueError: a negative LR_PER_SAMPLE, or a step without samples.
+    """
+    per_sample = cfg.SOLVER.LR_PER_SAMPLE
+    if per_sample < 0 or samples_per_step < 1:
+        raise ValueError(
+            f"SOLVER.LR_PER_SAMPLE {per_sample} x {samples_per_step} samples a step is no learning"
+            " rate: use 0 (off) or more, and at least one sample"
+        )
+    return per_sample * samples_per_step if per_sample else cfg.SOLVER.BASE_LR
+
+
+def with_learning_rate(cfg: CfgNode, samples_per_step: int, unit: str = "samples") -> CfgNode:
+    """The config with `learning_rate` as BASE_LR; BASE_LR_END keeps its ratio to BASE_LR.
+
+    What reads the result (AdamW, Detectron2's SGD, the schedule) needs no further rule. The product
+    is logged.
+
+    Args:
+        unit: what a sample is, for the log.
+
+    Returns:
+        A frozen copy whose LR_PER_SAMPLE is 0, so that doing it twice changes nothing; `cfg` itself
+        where the key is 0 already.
+    """
+    rate, per_sample = learning_rate(cfg, samples_per_step), cfg.SOLVER.LR_PER_SAMPLE
+    if not per_sample:
+        logger.info("lr %.3g for %d %s a step", rate, samples_per_step, unit)
+        return cfg
+    logger.info("lr %.3g = %.3g x %d %s", rate, per_sample, samples_per_step, unit)
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * (rate / cfg.SOLVER.BASE_LR)
+    scaled.SOLVER.BASE_LR, scaled.SOLVER.LR_PER_SAMPLE = rate, 0.0
+    scaled.freeze()
+    return scaled
+
+
+def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW over all trainable parameters, in one group without `SOLVER.LAYER_DECAY`.
+
+    With it there is one group per layer, the learning rate of layer i of n being
+    BASE_LR x LAYER_DECAY^(n - 1 - i). Weight decay is the same for all.
+
+    Args:
+        model: with layer decay, one of its modules has `layer_of` (see `layers_of`).
+
+    Raises:
+        ValueError: LAYER_DECAY outside ]0, 1], or no module that knows its layers.
+    """
+    base, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY
+    if not 0 < decay <= 1:
+        raise ValueError(f"SOLVER.LAYER_DECAY {decay}: use a factor above 0 and up to 1 (none)")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if decay == 1:
+        groups = [{"params": list(trained.values())}]
+    else:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for name, (layer, count) in layers_of(model, list(trained)).items():
+            by_rate.setdefault(base * decay ** (count - 1 - layer), []).append(trained[name])
+        groups = [{"params": by_rate[rate], "lr": rate} for rate in sorted(by_rate)]
+        logger.info("AdamW: %d layers, lr %.3g to %.3g", len(groups), min(by_rate), max(by_rate))
+    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+        groups,
+        lr=base,
+        betas=tuple(cfg.SOLVER.BETAS),
+        eps=cfg.SOLVER.EPS,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+    )
+
+
+def layers_of(model: nn.Module, names: list[str]) -> dict[str, Layer]:
+    """(layer, number of layers) of each named parameter, counted from the input.
+
+    A module knows the layers of its own parameters by `layer_of(name) -> (layer, number)`, the name
+    being the one inside that module. Parameters outside such modules (decoders, heads) are of the
+    last layer.
+
+    Raises:
+        ValueError: no module of the model has `layer_of`, or one gives a layer that it has not.
+    """
+    experts = dict(_experts(model))
+    if not experts:
+        raise ValueError(
+            f"SOLVER.LAYER_DECAY: no part of {type(model).__name__} knows its layers (a method"
+            " layer_of). Use a ViT encoder, or set it to 1"
+        )
+    found: dict[str, Layer] = {}
+    for name in names:
+        owner = max((path for path in experts if name.startswith(path)), key=len, default=None)
+        found[name] = (0, 1) if owner is None else experts[owner].layer_of(name[len(owner) :])
+        layer, count = found[name]
+        if not 0 <= layer < count:
+            raise ValueError(f"{name}: layer {layer} of {count}")
+    return found
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for path, module in model.named_modules():
+        if hasattr(module, "layer_of"):
+            yield (f"{path}." if path else ""), module
