@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pseudolabel.checks import image_name
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash, read_json, write_json
 from pseudolabel.mask_iou import TrueMasks
@@ -30,7 +31,7 @@ class Calibration:
         quality: K increasing knots in [0, 1].
         iou: their K values in [0, 1], non-decreasing.
         facts: what it was fitted on and for (JSON-able): `measure`, `labeler`, `file`,
-            `file_sha256`, `image_ids`, `instances`.
+            `file_sha256`, `image_ids`, `file_names` (of these images), `instances`.
     """
 
     quality: tuple[float, ...]
@@ -203,12 +204,15 @@ def fit_from_files(label_file: str | Path, truth_file: str | Path) -> Calibratio
         raise DataError(label_file, "was labelled with a calibration", "label it without one")
     rows = [a for a in labels["annotations"] if a.get("mask_source") == "model"]
     pairs = [(a["quality"], truth.compare(a["id"], a["segmentation"])[0]) for a in rows]
+    names = {image["id"]: image_name(image) for image in labels["images"]}
+    used = sorted({a["image_id"] for a in rows})
     facts = {
         "measure": labeler.get("quality"),
         "labeler": {key: labeler.get(key) for key in ("name", "config_sha256", "weights_sha256")},
         "file": Path(truth_file).name,
         "file_sha256": file_hash(truth_file),
-        "image_ids": sorted({a["image_id"] for a in rows}),
+        "image_ids": used,
+        "file_names": [names[key] for key in used],
         "instances": len(rows),
     }
     try:

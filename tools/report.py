@@ -25,6 +25,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("labels", help="pseudo-label JSON; manifest and rejects lie beside it")
     parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument(
+        "--allow-links", action="store_true", help="links may lead out of the image folder"
+    )
     parser.add_argument("--output", required=True, metavar="PAGE.html", help="page to write")
     parser.add_argument("--truth", metavar="HUMAN.json", help="human masks, of all or some records")
     parser.add_argument(
@@ -76,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         **{name: getattr(args, name) for name in ("labels", "images", "truth", "metrics")},
         **{name: getattr(args, name) for name in ("results", "sweep", "command")},
         **{name: getattr(args, name) for name in ("worst", "random", "seed")},
+        allow_links=args.allow_links,
     )
     try:
         labels = write_page(options, args.output)

@@ -29,6 +29,7 @@ class Options:
         command: shown on the page as what made the labels.
         worst, random: pictures for each class.
         seed: of the random pictures.
+        allow_links: whether links in the image folder may lead out of it.
     """
 
     labels: str | Path
@@ -41,6 +42,7 @@ class Options:
     worst: int = 6
     random: int = 6
     seed: int = 0
+    allow_links: bool = False
 
 
 def write_page(options: Options, output: str | Path) -> LabelFile:
@@ -83,7 +85,9 @@ def write_page(options: Options, output: str | Path) -> LabelFile:
 def _pictures(report: sections.Report, truth: TrueMasks | None, options: Options) -> Html:
     labels = report.labels
     chosen = overlays.select(labels, report.ious, options.worst, options.random, options.seed)
-    pictures = overlays.draw(labels, chosen.rows(), options.images, truth)
+    pictures = overlays.draw(
+        labels, chosen.rows(), options.images, truth, allow_links=options.allow_links
+    )
     measure = "quality" if report.ious is None else "true IoU"
     parts = [_legend(truth is not None)]
     for group in chosen.galleries:

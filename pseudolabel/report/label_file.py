@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from pseudolabel.checks import is_integer
+from pseudolabel.checks import image_name, is_integer
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash, read_json
 from pseudolabel.mask_iou import TrueMasks
@@ -108,6 +108,7 @@ class LabelFile:
         box_area: float64 (N,), square pixels.
         sources: `mask_source` of each record, text.
         crowd: bool (N,).
+        fitted: bool (N,): on an image that the quality was calibrated on, as the manifest says.
         manifest: None where there is none.
         rejects: None where there is no list.
 
@@ -134,6 +135,8 @@ class LabelFile:
         self.quality = self._numbers("quality")
         self.agreement = self._numbers("agreement")
         self.crowd = np.array([bool(a.get("iscrowd", 0)) for a in self.annotations], dtype=bool)
+        used = self._calibration_images()
+        self.fitted = np.array([a["image_id"] in used for a in self.annotations], dtype=bool)
         boxes = np.array([a["bbox"] for a in self.annotations], dtype=np.float64).reshape(-1, 4)
         self.box_area = boxes[:, 2] * boxes[:, 3]
         self.sources = [str(a.get("mask_source", UNSTATED)) for a in self.annotations]
@@ -146,6 +149,28 @@ class LabelFile:
             where, key = self.manifest["job"], "images"
         if not is_integer(where.get(key)):
             raise DataError(path, f"has no whole number {key}", "label again, or remove it")
+
+    def _calibration_images(self) -> set[int]:
+        """Ids of the images that human masks were taken from to calibrate the quality.
+
+        Another data set may have the same ids, so that the file names count as well where the
+        manifest has them.
+        """
+        labeler = (self.manifest or {}).get("labeler")
+        facts = labeler.get("calibration") if isinstance(labeler, dict) else None
+        ids = facts.get("image_ids") if isinstance(facts, dict) else None
+        if not isinstance(ids, list):
+            return set()
+        names = facts.get("file_names")
+        if not isinstance(names, list) or len(names) != len(ids):
+            names = [None] * len(ids)
+        return {
+            key
+            for key, name in zip(ids, names)
+            if is_integer(key)
+            and key in self.images
+            and (name is None or name == image_name(self.images[key]))
+        }
 
     def _whole(self, key: str) -> np.ndarray:
         values = [a[key] for a in self.annotations]

@@ -12,7 +12,7 @@ import numpy as np
 
 from pseudolabel.errors import DataError
 from pseudolabel.files import check_image_size, read_image
-from pseudolabel.image_paths import image_path
+from pseudolabel.image_paths import ImageFolder
 from pseudolabel.mask_iou import TrueMasks
 from pseudolabel.masks import decode_segmentation
 from pseudolabel.report.drawing import ORANGE, SKY_BLUE, Panel, window_around
@@ -103,7 +103,12 @@ def select(
 
 
 def draw(
-    labels: LabelFile, rows: Iterable[int], root: str | Path, truth: TrueMasks | None
+    labels: LabelFile,
+    rows: Iterable[int],
+    root: str | Path,
+    truth: TrueMasks | None,
+    *,
+    allow_links: bool = False,
 ) -> dict[int, Html]:
     """The picture of each row, or a box that says why there is none.
 
@@ -111,22 +116,24 @@ def draw(
         rows: of the label file.
         root: folder of the images.
         truth: human masks to draw beside the labels.
+        allow_links: whether links below the folder may lead out of it.
     """
     by_image = defaultdict(list)
     for row in rows:
         by_image[int(labels.image_ids[row])].append(row)
+    folder = ImageFolder(root, labels.path, allow_links=allow_links)
     pictures = {}
     for key in sorted(by_image):
-        pictures.update(_draw_image(labels, key, by_image[key], root, truth))
+        pictures.update(_draw_image(labels, key, by_image[key], folder, truth))
     return pictures
 
 
 def _draw_image(
-    labels: LabelFile, key: int, rows: list[int], root: str | Path, truth: TrueMasks | None
+    labels: LabelFile, key: int, rows: list[int], folder: ImageFolder, truth: TrueMasks | None
 ) -> Iterator[tuple[int, Html]]:
     entry = labels.images[key]
     try:
-        path = image_path(entry, root, labels.path)
+        path = folder.path(entry)
         image = read_image(path)
         check_image_size(image, path, entry["height"], entry["width"], f"image {key}")
     except DataError as error:

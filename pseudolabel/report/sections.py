@@ -49,6 +49,11 @@ class Report:
         """bool (N,): records with a quality and a human mask."""
         return ~np.isnan(self.ious) & ~np.isnan(self.labels.quality)
 
+    @property
+    def unseen(self) -> np.ndarray:
+        """bool (N,): those of `both` on images that the quality was not calibrated on."""
+        return self.both & ~self.labels.fitted
+
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number of a table; "–" where there is none."""
@@ -205,12 +210,24 @@ def quality(report: Report) -> Html:
     )
     charts = [figure(bars(counts, Axis("quality", 0, 1), "records", text), text)]
     if report.ious is not None and report.both.any():
-        fit = reliability(
-            *(values[report.both] for values in (labels.quality, report.ious, labels.box_area))
-        )
-        charts.append(_reliability_figure(fit))
-        parts.append(_ranks(report, fit))
+        left_out = int((report.both & labels.fitted).sum())
+        if left_out:
+            parts.append(_left_out(left_out, bool(report.unseen.any())))
+        if report.unseen.any():
+            compared = (labels.quality, report.ious, labels.box_area)
+            fit = reliability(*(values[report.unseen] for values in compared))
+            charts.append(_reliability_figure(fit))
+            parts.append(_ranks(report, fit))
     return join([*parts, Html(f'<div class="charts">{join(charts)}</div>')])
+
+
+def _left_out(count: int, others: bool) -> Html:
+    rest = "left out of the comparison" if others else "not compared, and no others have one"
+    return paragraph(
+        f"{count:,} records with a human mask lie on images that the quality was calibrated on, as "
+        f"the manifest says; they would flatter it. They are {rest}.",
+        kind="note",
+    )
 
 
 def figure(picture: Html, caption: str) -> Html:
@@ -253,7 +270,7 @@ def _ranks(report: Report, fit: Reliability) -> Html:
         ],
         ["expected calibration error of quality, ten bins", number(fit.error)],
         ["mean quality minus mean IoU (above 0: too sure)", number(fit.excess)],
-        ["records compared", f"{int(report.both.sum()):,}"],
+        ["records compared", f"{int(report.unseen.sum()):,}"],
     ]
     return table(["against human masks", "value"], rows, f"Human masks: {report.truth_name}")
 

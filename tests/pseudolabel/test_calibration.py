@@ -158,7 +158,7 @@ def write_pair(folder, masks=MIN_MASKS, **labeler):
     """Label file with its manifest, and the truth: the right half of each mask is wrong."""
     whole, half = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     whole[2:6, 2:6] = half[2:6, 2:4] = True
-    images = [{"id": 1, "width": 8, "height": 8}]
+    images = [{"id": 1, "file_name": "1.png", "width": 8, "height": 8}]
     truth, labels = [], []
     for key in range(1, masks + 2):
         shared = {"id": key, "image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "iscrowd": 0}
@@ -179,6 +179,7 @@ def test_fit_from_files_names_images_and_leaves_filled_boxes_out(tmp_path):
     assert (fitted.quality, fitted.iou) == ((0.9,), (0.5,))
     facts = fitted.describe()
     assert facts["image_ids"] == [1]
+    assert facts["file_names"] == ["1.png"]
     assert facts["instances"] == MIN_MASKS
     assert facts["measure"] == "stability"
     assert facts["labeler"]["weights_sha256"] == "w"

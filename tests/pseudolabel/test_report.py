@@ -238,6 +238,42 @@ def test_a_subset_with_human_masks(folder):
     assert re.search(r"records compared\s+2\b", page.text)
 
 
+# Calibration facts of the manifest; records left out of the reliability, and records compared.
+CALIBRATED = [
+    ({"image_ids": [1, 3, 99]}, 4, 2),  # 10, 11, 30, 31 of 10, 11, 20, 30, 31, 40
+    ({"image_ids": [1, 2], "file_names": [TRAP_FILE, "2.png"]}, 3, 3),
+    ({"image_ids": [1, 2], "file_names": ["of another data set.png", "2.png"]}, 1, 5),
+    ({"image_ids": [2], "file_names": []}, 1, 5),  # the names do not fit the ids
+    ({"image_ids": [1, 2, 3, 4]}, 6, None),  # nothing is left
+    ({"image_ids": []}, None, 6),
+    ({"image_ids": ["1", None, 1.5]}, None, 6),
+    ({"image_ids": 1}, None, 6),
+    (None, None, 6),
+    ("calibration.json", None, 6),
+]
+
+
+@pytest.mark.parametrize(("facts", "left_out", "compared"), CALIBRATED)
+def test_images_of_the_calibration_do_not_count_as_unseen(folder, facts, left_out, compared):
+    edit_json(folder / "labels.manifest.json", lambda d: d["labeler"].update(calibration=facts))
+    _, page = make(folder, truth=folder / "human.json")
+    said = re.search(r"(\d+) records with a human mask lie on images that the quality", page.text)
+    assert (said and int(said[1])) == left_out
+    found = re.search(r"records compared\s+(\d+)\b", page.text)
+    assert (found and int(found[1])) == compared
+    assert ("no others have one" in page.text) == (compared is None)
+
+
+def test_links_out_of_the_image_folder_are_drawn_where_allowed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "2.png"
+    (folder / "2.png").rename(elsewhere)
+    (folder / "2.png").symlink_to(elsewhere)
+    _, page = make(folder)
+    assert "outside of the image folder" in page.text
+    _, page = make(folder, allow_links=True)
+    assert "Not drawn" not in page.text
+
+
 def test_no_record_at_all(folder):
     edit_json(folder / "labels.json", lambda d: d.update(annotations=[]))
     _, page = make(folder)

@@ -50,6 +50,16 @@ def test_page_and_queue(folder, capsys):
     assert len((folder / "q/queue.csv").read_text().splitlines()) == 3
 
 
+def test_links_are_followed_where_allowed(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "2.png"
+    (folder / "2.png").rename(elsewhere)
+    (folder / "2.png").symlink_to(elsewhere)
+    assert run() == 0
+    assert "Not drawn" in (folder / "page.html").read_text()
+    assert run("--allow-links") == 0
+    assert "Not drawn" not in (folder / "page.html").read_text()
+
+
 def test_accounts_that_do_not_fit_are_said(folder, capsys):
     edit_json(folder / "labels.json", lambda d: d["annotations"].pop())
     assert run() == 0
