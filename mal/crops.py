@@ -19,6 +19,9 @@ from PIL import Image
 
 Box = Sequence[float] | np.ndarray
 
+# What stands beyond the edge of the image (MODEL.MAL.BORDER).
+BORDERS = ("wrap", "reflect", "replicate")
+
 
 class Window(NamedTuple):
     """Integer pixel rectangle, rows [y0, y1) and columns [x0, x1); it may exceed the image."""
@@ -79,15 +82,46 @@ def test_window(box: Box, margin: float = 0.6) -> Window:  # noqa: PT028
 test_window.__test__ = False
 
 
-def wrap_crop(array: np.ndarray, window: Window) -> np.ndarray:
-    """Cut a window out; what lies outside is taken from the opposite side of the image.
+def border_index(start: int, stop: int, length: int, border: str = "wrap") -> np.ndarray:
+    """The image row (or column) shown at each place of a window, however far outside it lies.
+
+    "wrap" goes on with the opposite side of the image, as the published code does. "reflect" turns
+    back at the edge without showing the edge pixel twice, and "replicate" repeats it.
+
+    Args:
+        start, stop: of the window along this axis.
+        length: of the image along it.
+        border: one of `BORDERS`.
+
+    Returns:
+        int64 (stop - start,), values in [0, length).
+
+    Raises:
+        ValueError: an unknown border.
+    """
+    places = np.arange(start, stop)
+    if border == "wrap":
+        return places % length
+    if border == "replicate":
+        return places.clip(0, length - 1)
+    if border == "reflect":
+        # Distance from the nearest even multiple of the last index: a triangle wave.
+        period = max(2 * (length - 1), 1)
+        phase = places % period
+        return np.minimum(phase, period - phase) if length > 1 else phase
+    raise ValueError(f"MODEL.MAL.BORDER {border!r}: use one of {', '.join(BORDERS)}")
+
+
+def wrap_crop(array: np.ndarray, window: Window, border: str = "wrap") -> np.ndarray:
+    """Cut a window out; what lies outside the image is made of its own pixels.
 
     Constant padding would create a strong false edge for the colour-based mean field, whereas
-    wrapped content keeps natural texture.
+    such content keeps natural texture.
 
     Args:
         array: (H, W) or (H, W, C).
         window: any position, however far outside.
+        border: what stands outside, see `border_index`.
 
     Returns:
         (window.height, window.width[, C]), C-contiguous copy.
@@ -95,8 +129,8 @@ def wrap_crop(array: np.ndarray, window: Window) -> np.ndarray:
     height, width = array.shape[:2]
     if _inside(window, height, width):
         return array[window.y0 : window.y1, window.x0 : window.x1].copy()
-    rows = np.arange(window.y0, window.y1) % height
-    columns = np.arange(window.x0, window.x1) % width
+    rows = border_index(window.y0, window.y1, height, border)
+    columns = border_index(window.x0, window.x1, width, border)
     return array[np.ix_(rows, columns)]
 
 
@@ -164,14 +198,14 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """Resize a mask to a square by the pixel under each target centre; values are never mixed.
 
     Args:
-        mask: (h, w), any dtype.
+        mask: (h, w) or (h, w, K), any dtype.
         size: S.
 
     Returns:
-        (S, S), same dtype.
+        (S, S[, K]), same dtype.
     """
     centres = np.arange(size) + 0.5
-    rows, columns = ((centres * (extent / size)).astype(np.int64) for extent in mask.shape)
+    rows, columns = ((centres * (extent / size)).astype(np.int64) for extent in mask.shape[:2])
     return mask[np.ix_(rows, columns)]
 
 

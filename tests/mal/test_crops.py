@@ -25,17 +25,35 @@ def boxes(draw):
     return [x0, y0, draw(st.floats(x0, W)), draw(st.floats(y0, H))]
 
 
+# numpy's name of each border, as an oracle that pads and does not index.
+PADDINGS = {"wrap": "wrap", "reflect": "reflect", "replicate": "edge"}
+
+
+@pytest.mark.parametrize("border", crops.BORDERS)
 @settings(max_examples=60, deadline=None)
-@given(windows(), st.booleans())
-def test_wrap_crop_equals_modulo_indexing(window, colour):
-    array = np.arange(H * W * 3).reshape(H, W, 3)
+@given(windows(), st.booleans(), st.sampled_from([(H, W), (1, W), (2, 1), (3, 2)]))
+def test_a_window_equals_a_cut_out_of_the_padded_image(border, window, colour, size):
+    array = np.arange(size[0] * size[1] * 3).reshape(*size, 3)
     array = array if colour else array[..., 0]
-    crop = crops.wrap_crop(array, window)
-    assert crop.shape[:2] == (window.height, window.width)
-    for i in range(window.height):
-        for j in range(window.width):
-            expected = array[(window.y0 + i) % H, (window.x0 + j) % W]
-            assert np.array_equal(crop[i, j], expected)
+    far = 90  # more than any window reaches
+    padded = np.pad(array, [(far, far)] * 2 + [(0, 0)] * colour, mode=PADDINGS[border])
+    expected = padded[far + window.y0 : far + window.y1, far + window.x0 : far + window.x1]
+    crop = crops.wrap_crop(array, window, border)
+    assert np.array_equal(crop, expected)
+    assert crop.flags.c_contiguous
+
+
+def test_wrapped_content_is_that_of_the_opposite_side():
+    array = np.arange(H * W).reshape(H, W)
+    crop = crops.wrap_crop(array, Window(-1, -2, 2, 3))
+    for i, y in enumerate((H - 1, 0, 1)):
+        for j, x in enumerate((W - 2, W - 1, 0, 1, 2)):
+            assert crop[i, j] == array[y, x]
+
+
+def test_an_unknown_border_is_refused():
+    with pytest.raises(ValueError, match=r"BORDER 'zero': use one of wrap, reflect, replicate"):
+        crops.border_index(-1, 3, 5, "zero")
 
 
 @settings(max_examples=60, deadline=None)
