@@ -53,10 +53,10 @@ def collect(
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "command": portable_command(sys.argv),
         "seed": experiment.seed,
-        "data": {split: _data_facts(files[0]) for split, files in experiment.splits.items()},
+        "data": {split: data_facts(files[0]) for split, files in experiment.splits.items()},
         "configs": {
-            "mal": _config_facts(experiment.mal_config),
-            "mask_rcnn": _config_facts(experiment.rcnn_config),
+            "mal": config_facts(experiment.mal_config),
+            "mask_rcnn": config_facts(experiment.rcnn_config),
         },
         "versions": _versions(),
         "hardware": hardware(),
@@ -165,7 +165,8 @@ def _labeler_facts(experiment: Any, labelers: Iterable[str]) -> dict[str, Any]:
     return {name: manifest["labeler"] for name, manifest in manifests.items() if manifest}
 
 
-def _data_facts(path: Path) -> dict[str, Any]:
+def data_facts(path: Path) -> dict[str, Any]:
+    """Hash and counts of a COCO JSON."""
     data = read_json(path)
     crowds = sum(1 for annotation in data["annotations"] if annotation.get("iscrowd", 0))
     return {
@@ -178,8 +179,9 @@ def _data_facts(path: Path) -> dict[str, Any]:
     }
 
 
-def _config_facts(path: Path) -> dict[str, str]:
-    """The hash is that of the keys with all bases merged, so comments do not count."""
+def config_facts(path: Path) -> dict[str, str]:
+    """Name and hash of a config: that of the keys with all bases merged, so comments do not
+    count."""
     merged = CfgNode.load_yaml_with_base(str(path))
     digest = hashlib.sha256(json.dumps(merged, sort_keys=True).encode()).hexdigest()
     return {"file": portable_path(str(path)), "sha256": digest}

@@ -90,10 +90,11 @@ def _section(path: Path) -> str:
 def measurement_table(result: dict[str, Any]) -> str:
     """The Markdown section of one benchmark: its table, and how it was measured."""
     versions = result["versions"]
-    lines = [
-        f"`{result['command']}`, {result['date']}",
-        f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}",
-    ]
+    lines = [f"`{result['command']}`, {_seeds(result)}{result['date']}"]
+    lines += _sources(result)
+    lines.append(
+        f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}"
+    )
     parts = [
         f"## {result['name']}",
         result["text"],
@@ -196,16 +197,33 @@ def _provenance(result: dict[str, Any]) -> str:
         for stage, value in result["seconds"].items()
         if value >= SHOWN_SECONDS
     )
-    versions, configs = result["versions"], result["configs"].values()
+    versions = result["versions"]
     lines = [
         f"`{result['command']}`, one seed ({result['seed']}), {result['date']}",
-        "data " + ", ".join(f"{s} {_short(f['sha256'])}" for s, f in result["data"].items()),
-        "configs " + ", ".join(f"{c['file']} {_short(c['sha256'])}" for c in configs),
+        *_sources(result),
         f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}",
     ]
     if durations:
         lines.append(f"wall time of the stages, some side by side: {durations}")
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _seeds(result: dict[str, Any]) -> str:
+    seeds = result.get("seeds", [])
+    named = ", ".join(str(seed) for seed in seeds)
+    return f"seed{'s' if len(seeds) > 1 else ''} {named}, " if seeds else ""
+
+
+def _sources(result: dict[str, Any]) -> list[str]:
+    """Hashes of data and configs, where the result has them."""
+    data, configs = result.get("data", {}), result.get("configs", {})
+    lines = []
+    if data:
+        lines.append("data " + ", ".join(f"{s} {_short(f['sha256'])}" for s, f in data.items()))
+    if configs:
+        named = (f"{c['file']} {_short(c['sha256'])}" for c in configs.values())
+        lines.append("configs " + ", ".join(named))
+    return lines
 
 
 def _machine(result: dict[str, Any]) -> str:

@@ -104,7 +104,7 @@ def test_nothing_of_this_machine_is_recorded(result, experiment):
 
 def test_config_hash_sees_bases_and_no_comments(experiment):
     def digest():
-        return results._config_facts(experiment.mal_config)["sha256"]
+        return results.config_facts(experiment.mal_config)["sha256"]
 
     first = digest()
     experiment.mal_config.write_text("# why\n" + experiment.mal_config.read_text())
