@@ -50,13 +50,14 @@ DETECTRON2 = {
 }
 
 PLAIN = {
-    "mal": "crops decoder dice encoder fill_monitor mean_field mil pasted_blobs predictor "
-    "resampling views",
+    "mal": "crops decoder decoder_fully_connected decoder_fully_convolutional decoder_product "
+    "decoder_query dice encoder fill_monitor label_refinement mean_field mil pasted_blobs "
+    "predictor resampling views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
     "job.buckets job.dry_run job.durable job.found job.inputs job.json_stream job.lease job.merge "
     "job.options job.plan job.processes job.ray_adapter job.receipt job.run job.shard job.worker "
-    "calibration quality image_cache image_paths label_job labeler loader mapper mask_iou masks "
+    "calibration config_diff paired quality image_cache image_paths label_job labeler loader mapper mask_iou masks "
     "progress rejected "
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
