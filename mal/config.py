@@ -17,6 +17,8 @@ def add_mal_config(cfg: CfgNode) -> None:
     mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
     # Iterations of the mean field on the final probabilities; 0 (the paper's): none.
     mal.TEST.CRF_ITERATIONS = 0
+    # Side of the map that it refines, as a multiple of MAP_SIZE.
+    mal.TEST.CRF_SCALE = 1.0
     # Crops per forward pass.
     mal.TEST.BATCH_SIZE = 16
     # What stands as quality in the labels: a measure of pseudolabel/quality.py (docs/quality.md).
@@ -74,6 +76,9 @@ def _add_network_keys(mal: CfgNode) -> None:
     mal.DECODER.NAME = "attention"
     # 0: one mask for any class (the paper's). N: one mask per class, chosen by the box's class.
     mal.DECODER.NUM_CLASSES = 0
+    # Category ids of these classes, in their order; () is filled from DATASETS.TRAIN, so that the
+    # saved config can label where the training JSON is gone.
+    mal.DECODER.CATEGORY_IDS = ()
     # Width of the K and V heads and of their product.
     mal.DECODER.HIDDEN_DIM = 256
     mal.DECODER.OUT_DIM = 256
@@ -82,6 +87,12 @@ def _add_network_keys(mal: CfgNode) -> None:
     # Resize of the features for boxes < 32^2, < 96^2 and the rest; equal values: no size bins.
     mal.DECODER.SCALES = (0.5, 1.0, 2.0)
     mal.DECODER.UPSAMPLE = 2.0
+    # "query": cross-attention layers and their heads.
+    mal.DECODER.QUERY_LAYERS = 3
+    mal.DECODER.QUERY_HEADS = 8
+    # "fully_connected": side of the grid to which the tokens are averaged. It has no feature map,
+    # so NUM_CONVS, SCALES and UPSAMPLE say nothing there.
+    mal.DECODER.GRID = 8
     # Side of the mask logits on which the losses work.
     mal.MAP_SIZE = 128
 

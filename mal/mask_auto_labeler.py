@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from mal.dice import dice_loss
 from mal.fill_monitor import FillMonitor, box_fill
+from mal.label_refinement import LabelRefinement
 from mal.mean_field import initial_state, mean_field, mean_field_kernel
 from mal.mil import mil_loss, warmup
 from mal.network import build_network
@@ -73,6 +74,17 @@ class MaskAutoLabeler(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         mal = cfg.MODEL.MAL
+        kernel = {
+            "zeta": mal.CRF.ZETA,
+            "omega": mal.CRF.OMEGA,
+            "kernel_size": mal.CRF.KERNEL_SIZE,
+        }
+        refine = {
+            "iterations": mal.CRF.ITERATIONS,
+            "low": mal.CRF.LOW,
+            "high": mal.CRF.HIGH,
+            "unary": mal.CRF.UNARY,
+        }
         return {
             "student": build_network(cfg),
             "teacher": build_network(cfg),
@@ -82,22 +94,15 @@ class MaskAutoLabeler(nn.Module):
             "mil_warmup": mal.MIL_WARMUP,
             "crf_weight": mal.CRF_WEIGHT,
             "crf_warmup": mal.CRF_WARMUP,
-            "kernel": {
-                "zeta": mal.CRF.ZETA,
-                "omega": mal.CRF.OMEGA,
-                "kernel_size": mal.CRF.KERNEL_SIZE,
-            },
-            "refine": {
-                "iterations": mal.CRF.ITERATIONS,
-                "low": mal.CRF.LOW,
-                "high": mal.CRF.HIGH,
-            },
+            "kernel": kernel,
+            "refine": refine,
             "momentum": mal.TEACHER_MOMENTUM,
             "predict": {
                 "crop_size": mal.CROP_SIZE,
                 "margin": mal.TEST_MARGIN,
                 "thresholds": tuple(mal.TEST.THRESHOLDS),
                 "batch_size": mal.TEST.BATCH_SIZE,
+                "refinement": _label_refinement(mal.TEST, kernel, refine),
             },
             "label_with": mal.TEST.NETWORK,
         }
@@ -175,3 +180,11 @@ class MaskAutoLabeler(nn.Module):
             fill = float(box_fill(mask, box).mean())
             self.monitors[name].update(fill)
             storage.put_scalar(f"mal/fill of box, {name}", fill)
+
+
+def _label_refinement(test: CfgNode, kernel: dict, refine: dict) -> LabelRefinement | None:
+    """The mean field of `MODEL.MAL.TEST`, or None without iterations."""
+    if test.CRF_ITERATIONS == 0:
+        return None
+    options = {**refine, "iterations": test.CRF_ITERATIONS}
+    return LabelRefinement(kernel, scale=test.CRF_SCALE, **options)

@@ -67,11 +67,14 @@ def mean_field(
     low: float = 0.1,
     high: float = 0.9,
     hard: bool = True,
+    unary: float = 0.0,
 ) -> Tensor:
     """Iterate foreground probabilities to a colour-consistent mask inside the box.
 
     One step, with q clamped to [low, high] before and after:
     fg_i = b_i prod_j q_j^k_ij, bg_i = prod_j (1 - q_j)^k_ij, q_i = fg_i / (fg_i + bg_i + 1e-6).
+    With `unary` u, the start q0 speaks in every step: fg_i has the factor q0_i^u and bg_i
+    (1 - q0_i)^u, the unary term of the paper's energy, which its code leaves out.
     The constant decides near ties for the background and is part of the definition, which rules
     out the shorter log-odds recursion.
 
@@ -88,17 +91,20 @@ def mean_field(
         iterations: number of parallel updates.
         low, high: bounds of q, 0 < low <= high < 1.
         hard: return the mask q > 0.5 instead of q.
+        unary: weight u >= 0 of the log of the clamped start.
 
     Returns:
         (B, H, W), float32; 0 and 1 if `hard`.
 
     Raises:
-        ValueError: the bounds, or shapes that do not belong together.
+        ValueError: the bounds, a negative weight, or shapes that do not belong together.
     """
     side = math.isqrt(kernel.shape[1])
     batch, height, width = initial.shape
     if not 0 < low <= high < 1:
         raise ValueError(f"0 < low <= high < 1 required, got {low}, {high}")
+    if unary < 0:
+        raise ValueError(f"unary >= 0 required, got {unary}")
     if box_mask.shape != initial.shape or kernel.shape != (batch, side * side, height, width):
         raise ValueError(
             f"initial {tuple(initial.shape)}, box_mask {tuple(box_mask.shape)} and kernel"
@@ -107,14 +113,21 @@ def mean_field(
     q, box, weights = initial.float().clamp(low, high), box_mask.float(), kernel.float()
     area = (slice(None), *_active_rectangle((box > 0) | (q > low)))
     weights = weights.transpose(0, 1)[(slice(None), *area)].contiguous()
-    q[area] = _iterate(q[area], box[area], weights, side // 2, iterations, low, high)
+    q[area] = _iterate(q[area], box[area], weights, side // 2, iterations, (low, high), unary)
     return (q > 0.5).float() if hard else q
 
 
 def _iterate(
-    q: Tensor, box: Tensor, weights: Tensor, radius: int, iterations: int, low: float, high: float
+    q: Tensor,
+    box: Tensor,
+    weights: Tensor,
+    radius: int,
+    iterations: int,
+    bounds: tuple[float, float],
+    unary: float,
 ) -> Tensor:
-    """All updates of (B, h, w) maps; weights (K, B, h, w). Around the maps, q is `low`."""
+    """All updates of (B, h, w) maps; weights (K, B, h, w). Around the maps, q is the low bound."""
+    low, high = bounds
     side = 2 * radius + 1
     height, width = q.shape[-2:]
     pair = torch.stack([q, 1.0 - q])  # foreground, background
@@ -122,11 +135,14 @@ def _iterate(
     logs = surroundings.repeat(1, len(q), height + 2 * radius, width + 2 * radius)
     centre = logs[..., radius : radius + height, radius : radius + width]
     neighbours = list(_shifts(logs, side, height, width))
+    constant = unary * pair.log() if unary else None
     for _ in range(iterations):
         centre.copy_(pair.log_())
         torch.mul(neighbours[0], weights[0], out=pair)
         for neighbour, weight in zip(neighbours[1:], weights[1:]):
             pair.addcmul_(neighbour, weight)
+        if constant is not None:
+            pair += constant
         foreground, background = pair.exp_()
         foreground *= box
         background += foreground

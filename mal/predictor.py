@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mal.crops import Window, test_window
-from mal.resampling import cut_and_resize, sample_boxes, sample_pixels
+from mal.label_refinement import LabelRefinement
+from mal.resampling import box_maps, cut_and_resize, sample_boxes, sample_pixels
 from pseudolabel.errors import DataError
 from pseudolabel.labeler import MaskRecord, finish_record
 from pseudolabel.masks import box_to_slices, clip_box, mask_iou, size_bin_index
@@ -37,6 +38,9 @@ class BoxPredictor:
         thresholds: probability threshold for small, medium and large boxes.
         batch_size: crops per forward pass.
         quality: name of a measure in `pseudolabel.quality.MEASURES`.
+        refinement: snaps the masks to the colours of the image. Quality and agreement remain those
+            of the networks' own probabilities: a refined map is nearly 0 and 1, and no longer
+            tells how sure the network was.
 
     Raises:
         ValueError: no measure has that name.
@@ -52,13 +56,14 @@ class BoxPredictor:
         thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5),
         batch_size: int = 16,
         quality: str = "expected_iou",
+        refinement: LabelRefinement | None = None,
     ):
         if quality not in MEASURES:
             raise ValueError(f"MODEL.MAL.TEST.QUALITY {quality!r}: use one of {sorted(MEASURES)}")
         self.networks, self.normalize = networks, normalize
         self.crop_size, self.margin = crop_size, margin
         self.thresholds, self.batch_size = tuple(thresholds), batch_size
-        self.measure = MEASURES[quality]
+        self.measure, self.refinement = MEASURES[quality], refinement
 
     @torch.no_grad()
     def predict(
@@ -107,7 +112,8 @@ class _Batch:
         self.windows = [test_window(box, options.margin) for box in self.clipped]
         sides = self.clipped[:, 2:] - self.clipped[:, :2]
         self.areas = torch.from_numpy(sides.prod(axis=1))
-        crops = self._crops(pixels, self.windows)
+        self.spans = [box_to_slices(box, self.height, self.width) for box in boxes]
+        crops = self.crops = self._crops(pixels, self.windows)
         wanted = set(names)
         if "other" in options.measure.views:
             wanted |= {OTHER[name] for name in names} & options.networks.keys()
@@ -133,17 +139,25 @@ class _Batch:
 
     def records(self, name: str, crowded: np.ndarray) -> list[MaskRecord]:
         """The records of one network."""
-        size = (self.options.crop_size,) * 2
-        full = F.interpolate(self.logits[name][:, None], size, mode="bilinear")[:, 0].sigmoid()
+        full = self._full(self.logits[name])
         return [
             self._record(name, index, full[index], float(crowded[index]))
             for index in range(len(self.boxes))
         ]
 
+    def _full(self, logits: Tensor) -> Tensor:
+        """(B, S, S), what the masks are cut from."""
+        size = self.options.crop_size
+        refine = self.options.refinement
+        if refine is None:
+            return _resized(logits, size).sigmoid()
+        box = box_maps(self.windows, self.spans, size).to(logits.device)
+        return _resized(refine(logits, self.crops, box), size)
+
     def _record(self, name: str, index: int, probability: Tensor, crowded: float) -> MaskRecord:
         box = self.boxes[index]
         threshold = self.options.thresholds[int(size_bin_index(float(self.areas[index])))]
-        rows, columns = box_to_slices(box, self.height, self.width)
+        rows, columns = self.spans[index]
         mask = sample_pixels(probability, self.windows[index], rows, columns) > threshold
         views = self._views(name, index)
         try:
@@ -165,3 +179,8 @@ class _Batch:
     def _views(self, name: str, index: int) -> dict[str, np.ndarray]:
         found = {"other": self.grids.get(OTHER[name]), "mirror": self.mirrored.get(name)}
         return {view: maps[index] for view, maps in found.items() if maps is not None}
+
+
+def _resized(maps: Tensor, size: int) -> Tensor:
+    """(B, M, M) to (B, S, S)."""
+    return F.interpolate(maps[:, None], (size, size), mode="bilinear")[:, 0]

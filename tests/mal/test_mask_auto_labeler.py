@@ -11,6 +11,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
+import mal.data
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.labeler import mal
 from mal.mask_auto_labeler import MaskAutoLabeler

@@ -1,0 +1,68 @@
+"""The mean field at labelling time: masks snap to the colours of the image.
+
+Legend: B crops, S crop side, M side of the network's map, R side of the refined map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .mean_field import mean_field, mean_field_kernel
+
+
+@dataclass(frozen=True)
+class LabelRefinement:
+    """The refinement that makes the training target, with one network and its own clean crop.
+
+    Unlike that target the result stays soft, so that thresholds keep a meaning; but most pixels
+    end at a bound of the state, and a threshold moves the outline by about a map pixel.
+
+    Attributes:
+        kernel: options of `mean_field_kernel`.
+        iterations, low, high, unary: of `mean_field`.
+        scale: R / M.
+
+    Raises:
+        ValueError: the scale is not positive, or the bounds leave no room.
+    """
+
+    kernel: dict = field(default_factory=dict)
+    iterations: int = 100
+    low: float = 0.1
+    high: float = 0.9
+    unary: float = 0.0
+    scale: float = 1.0
+
+    def __post_init__(self):
+        if self.scale <= 0:
+            raise ValueError(f"MODEL.MAL.TEST.CRF_SCALE {self.scale}: use a number above 0")
+        if self.low >= self.high:
+            raise ValueError(f"MODEL.MAL.CRF.LOW {self.low} must be below HIGH {self.high}")
+
+    @torch.no_grad()
+    def __call__(self, logits: Tensor, images: Tensor, box: Tensor) -> Tensor:
+        """Refine masks inside their boxes.
+
+        Args:
+            logits: (B, M, M).
+            images: (B, 3, S, S), the normalised crops.
+            box: (B, S, S), 1 inside the box.
+
+        Returns:
+            (B, R, R), float32: the last state, stretched from its bounds to [0, 1].
+        """
+        side = max(1, round(self.scale * logits.shape[-1]))
+        start = _at(logits[:, None], side)[:, 0].sigmoid()
+        inside = _at(box[:, None], side)[:, 0]
+        kernel = mean_field_kernel(_at(images, side), **self.kernel)
+        options = {"low": self.low, "high": self.high, "unary": self.unary, "hard": False}
+        state = mean_field(inside * start, inside, kernel, self.iterations, **options)
+        return ((state - self.low) / (self.high - self.low)).clamp_(0, 1)
+
+
+def _at(maps: Tensor, side: int) -> Tensor:
+    return F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)

@@ -1,0 +1,171 @@
+"""The mean field at labelling time: against its parts, and what it leaves alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import mal.data  # noqa: F401  (registers the data pipeline)
+from mal.crops import Window, resize_mask, test_window, zero_crop
+from mal.label_refinement import LabelRefinement
+from mal.mask_auto_labeler import MaskAutoLabeler
+from mal.mean_field import mean_field, mean_field_kernel
+from mal.predictor import BoxPredictor
+from mal.resampling import box_maps
+from pseudolabel.masks import box_to_slices, decode_segmentation
+from tests.tiny import tiny_config, write_coco
+
+HEIGHT, WIDTH, SIZE = 40, 56, 32
+DISC = (np.hypot(*np.ogrid[-20:20, -28:28]) < 10).astype(np.uint8)
+IMAGE = np.repeat((60 + 100 * DISC)[..., None], 3, axis=2)
+BOXES = np.array([[18, 10, 38, 30], [4, 4, 24, 30], [0, 0, 56, 40], [-6, 20, 20, 60]], float)
+
+
+class Noisy(nn.Module):
+    """Finds what is bright, but is wrong about one pixel in five."""
+
+    def forward(self, images, areas):
+        maps = F.avg_pool2d(images.mean(1), 2)
+        wrong = torch.rand(maps.shape[1:], generator=torch.Generator().manual_seed(0)) < 0.2
+        return torch.where(wrong, -maps, maps)
+
+
+def normalize(images):
+    return images.float() / 50 - 2
+
+
+def predictor(refinement=None, **options):
+    networks = {"student": Noisy(), "teacher": Noisy()}
+    return BoxPredictor(networks, normalize, crop_size=SIZE, refinement=refinement, **options)
+
+
+def masks(records):
+    return np.array([decode_segmentation(r.segmentation, HEIGHT, WIDTH) for r in records])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(*(st.floats(-30, 70),) * 2, *(st.floats(0.5, 90),) * 2).map(
+        lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
+    ),
+    st.tuples(*(st.integers(-30, 50),) * 2, *(st.integers(1, 80),) * 2),
+    st.integers(1, 40),
+)
+def test_box_maps_equal_a_drawn_mask_that_is_cut_and_resized(box, frame, size):
+    y, x, height, width = frame
+    window = Window(y, x, y + height, x + width)
+    spans = box_to_slices(box, HEIGHT, WIDTH)
+    drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
+    drawn[spans] = 1
+    expected = resize_mask(zero_crop(drawn, window), size)
+    found = box_maps([window], [spans], size)[0].numpy()
+    assert found.dtype == np.float32
+    assert (found == expected).all()
+
+
+@pytest.mark.parametrize(
+    ("scale", "side", "unary"),
+    [(1.0, 16, 0.0), (2.0, 32, 0.0), (0.5, 8, 0.0), (1.0, 16, 0.3)],
+)
+def test_equals_the_training_target_from_one_network(scale, side, unary):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 16, 16, generator=generator)
+    images = 0.1 * torch.randn(3, 3, SIZE, SIZE, generator=generator)
+    box = torch.zeros(3, SIZE, SIZE)
+    box[:, 5:27, 4:30] = 1
+    found = LabelRefinement({"zeta": 0.3}, iterations=9, scale=scale, unary=unary)(
+        logits, images, box
+    )
+    maps = [logits[:, None], box[:, None], images]
+    start, inside, guide = (
+        m if m.shape[-1] == side else F.interpolate(m, (side, side), mode="bilinear") for m in maps
+    )
+    kernel = mean_field_kernel(guide, zeta=0.3)
+    start = inside[:, 0] * start[:, 0].sigmoid()
+    state = mean_field(start, inside[:, 0], kernel, 9, hard=False, unary=unary)
+    assert found.shape == (3, side, side)
+    assert torch.allclose(found, (state - 0.1) / 0.8, atol=1e-6)
+    assert found.min() == 0
+    assert found.max() <= 1
+
+
+def test_a_noisy_mask_takes_the_outline_of_the_image():
+    plain, refined = (
+        masks(predictor(r).predict(IMAGE, BOXES[:1])["teacher"])[0]
+        for r in (None, LabelRefinement(scale=2.0))
+    )
+    wrong = [(m != DISC.astype(bool)).sum() for m in (plain, refined)]
+    assert wrong[0] > 40
+    assert wrong[1] < wrong[0] / 2, wrong
+
+
+def test_masks_stay_in_their_boxes_and_quality_stays_the_networks_own():
+    plain, refined = (
+        predictor(r, quality="soft_agreement").predict(IMAGE, BOXES)["student"]
+        for r in (None, LabelRefinement())
+    )
+    for box, mask in zip(BOXES, masks(refined)):
+        inside = np.zeros_like(mask)
+        inside[box_to_slices(box, HEIGHT, WIDTH)] = True
+        assert not (mask & ~inside).any()
+    drawn = [i for i, r in enumerate(refined) if r.mask_source == "model"]
+    assert len(drawn) >= 3
+    assert [plain[i].quality for i in drawn] == [refined[i].quality for i in drawn]
+    assert [plain[i].agreement for i in drawn] == [refined[i].agreement for i in drawn]
+    assert (masks(plain) != masks(refined)).any()
+
+
+def test_thresholds_keep_a_meaning():
+    areas = [
+        masks(
+            predictor(LabelRefinement(), thresholds=(t,) * 3).predict(IMAGE, BOXES[:1])["teacher"]
+        ).sum()
+        for t in (0.02, 0.1, 0.5, 0.9, 0.98)
+    ]
+    assert areas == sorted(areas, reverse=True)
+    assert areas[0] > areas[-1] > 0.5 * areas[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_mask_depends_on_no_other_box_of_its_batch(batch_size):
+    boxes = np.concatenate([BOXES, BOXES + 1.5])
+    whole = predictor(LabelRefinement()).predict(IMAGE, boxes, ["teacher"])
+    parts = predictor(LabelRefinement(), batch_size=batch_size).predict(IMAGE, boxes, ["teacher"])
+    assert whole == parts
+
+
+def test_boxes_at_the_border_use_what_the_crop_shows():
+    box = BOXES[3]
+    window = test_window([0, 20, 20, 40])
+    assert window.x0 < 0
+    assert window.y1 > HEIGHT
+    record = predictor(LabelRefinement()).predict(IMAGE, box[None], ["teacher"])["teacher"][0]
+    assert record.mask_source in ("model", "filled_empty")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0.0}, "CRF_SCALE 0.0: use a number above 0"),
+        ({"low": 0.5, "high": 0.5}, "LOW 0.5 must be below HIGH 0.5"),  # nothing to stretch
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LabelRefinement(**options)
+
+
+@pytest.mark.parametrize("iterations", [0, 7])
+def test_the_key_switches_it_on_and_takes_the_kernel_of_training(iterations, tmp_path):
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out")
+    cfg.defrost()
+    cfg.MODEL.MAL.TEST.CRF_ITERATIONS, cfg.MODEL.MAL.CRF.ZETA = iterations, 0.2
+    refinement = MaskAutoLabeler(cfg).predict_options["refinement"]
+    if iterations == 0:
+        assert refinement is None
+    else:
+        assert (refinement.iterations, refinement.kernel["zeta"]) == (7, 0.2)
+        assert (refinement.low, refinement.high, refinement.scale) == (0.1, 0.9, 1.0)
