@@ -25,6 +25,7 @@ DETECTRON2 = {
     },
     "detectron2.data.datasets": {"register_coco_instances"},
     "detectron2.data.samplers": {"InferenceSampler"},
+    "detectron2.data.transforms": {"ResizeShortestEdge"},
     "detectron2.engine": {
         "DefaultTrainer",
         "HookBase",
@@ -40,7 +41,12 @@ DETECTRON2 = {
         "print_csv_format",
         "verify_results",
     },
-    "detectron2.modeling": {"META_ARCH_REGISTRY", "build_model"},
+    "detectron2.modeling": {
+        "GeneralizedRCNN",
+        "META_ARCH_REGISTRY",
+        "build_model",
+        "detector_postprocess",
+    },
     "detectron2.solver": {"build_optimizer"},
     "detectron2.solver.build": {"maybe_add_gradient_clipping"},
     "detectron2.structures": {"BoxMode"},
@@ -57,8 +63,8 @@ PLAIN = {
     "export.coco export.outlines export.source export.voc export.yolo files "
     "job.buckets job.dry_run job.durable job.found job.inputs job.json_stream job.lease job.merge "
     "job.options job.plan job.processes job.ray_adapter job.receipt job.run job.shard job.worker "
-    "calibration config_diff paired quality image_cache image_paths label_job labeler loader mapper mask_iou masks "
-    "progress rejected "
+    "calibration config_diff quality image_cache image_paths label_job labeler loader mapper "
+    "mask_iou masks paired progress rejected "
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training review store validation validation_images "
