@@ -87,11 +87,11 @@ def _add_network_keys(mal: CfgNode) -> None:
     # Resize of the features for boxes < 32^2, < 96^2 and the rest; equal values: no size bins.
     mal.DECODER.SCALES = (0.5, 1.0, 2.0)
     mal.DECODER.UPSAMPLE = 2.0
-    # "query": cross-attention layers and their heads.
+    # Cross-attention layers of "query" and their heads.
     mal.DECODER.QUERY_LAYERS = 3
     mal.DECODER.QUERY_HEADS = 8
-    # "fully_connected": side of the grid to which the tokens are averaged. It has no feature map,
-    # so NUM_CONVS, SCALES and UPSAMPLE say nothing there.
+    # Side of the grid to which "fully_connected" averages the tokens. That decoder has no feature
+    # map: NUM_CONVS, SCALES and UPSAMPLE say nothing there.
     mal.DECODER.GRID = 8
     # Side of the mask logits on which the losses work.
     mal.MAP_SIZE = 128

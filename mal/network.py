@@ -6,34 +6,56 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from mal.decoder import KVDecoder
+from mal.decoder_fully_connected import FullyConnectedDecoder
+from mal.decoder_fully_convolutional import FullyConvolutionalDecoder
+from mal.decoder_query import QueryDecoder
 from mal.encoder import ViTEncoder
+from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path
+
+# Constructor argument: key of MODEL.MAL.DECODER.
+COMMON_KEYS = {"hidden_dim": "HIDDEN_DIM", "out_dim": "OUT_DIM", "num_classes": "NUM_CLASSES"}
+VALUE_KEYS = {"num_convs": "NUM_CONVS", "scales": "SCALES", "upsample": "UPSAMPLE"}
+QUERY_KEYS = {"num_layers": "QUERY_LAYERS", "num_heads": "QUERY_HEADS"}
+
+# MODEL.MAL.DECODER.NAME: the class, and what it takes beside the common keys.
+DECODERS = {
+    "attention": (KVDecoder, VALUE_KEYS),
+    "fully_connected": (FullyConnectedDecoder, {"grid": "GRID"}),
+    "fully_convolutional": (FullyConvolutionalDecoder, VALUE_KEYS),
+    "query": (QueryDecoder, {**VALUE_KEYS, **QUERY_KEYS}),
+}
 
 
 class MaskNetwork(nn.Module):
-    """Class-agnostic mask predictor for crops around boxes.
+    """Mask predictor for crops around boxes.
 
     Args:
-        encoder: (B, 3, S, S) -> (B, D, h, w), normally a `ViTEncoder`.
-        decoder: (B, D, h, w), (B,) -> (B, M, M), normally a `KVDecoder`.
+        encoder: (B, 3, S, S) -> (B, D, h, w), normally of `build_encoder`.
+        decoder: (B, D, h, w), (B,), (B,) or None -> (B, M, M), normally of `build_decoder`.
     """
 
-    def __init__(self, encoder: ViTEncoder | nn.Module, decoder: KVDecoder | nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
 
-    def forward(self, images: Tensor, box_areas: Tensor) -> Tensor:
+    def forward(self, images: Tensor, box_areas: Tensor, classes: Tensor | None = None) -> Tensor:
         """Predict masks.
 
         Args:
             images: (B, 3, S, S), normalised crops.
             box_areas: (B,), original box areas in pixels.
+            classes: (B,), class of each box, 0 to `DECODER.NUM_CLASSES` - 1; a class-agnostic
+                decoder needs none and ignores them.
 
         Returns:
             logits (B, M, M), float32.
+
+        Raises:
+            ValueError: a class-aware decoder gets no classes, or one that it lacks.
         """
-        return self.decoder(self.encoder(images), box_areas)
+        return self.decoder(self.encoder(images), box_areas, classes)
 
 
 def build_network(cfg: CfgNode) -> MaskNetwork:
@@ -59,14 +81,18 @@ def build_encoder(cfg: CfgNode) -> ViTEncoder:
 
 
 def build_decoder(cfg: CfgNode, in_dim: int) -> nn.Module:
-    """The decoder of `MODEL.MAL.DECODER` for features of `in_dim` channels."""
+    """The decoder of `MODEL.MAL.DECODER` for features of `in_dim` channels.
+
+    Raises:
+        DataError: the name is unknown, or a number impossible.
+    """
     options = cfg.MODEL.MAL.DECODER
-    return KVDecoder(
-        in_dim=in_dim,
-        hidden_dim=options.HIDDEN_DIM,
-        out_dim=options.OUT_DIM,
-        num_convs=options.NUM_CONVS,
-        map_size=cfg.MODEL.MAL.MAP_SIZE,
-        scales=tuple(options.SCALES),
-        upsample=options.UPSAMPLE,
-    )
+    if options.NAME not in DECODERS:
+        remedy = f"use one of {', '.join(DECODERS)}"
+        raise DataError("MODEL.MAL.DECODER.NAME", f"there is no {options.NAME!r}", remedy)
+    decoder, keys = DECODERS[options.NAME]
+    arguments = {name: options[key] for name, key in {**COMMON_KEYS, **keys}.items()}
+    try:
+        return decoder(in_dim=in_dim, map_size=cfg.MODEL.MAL.MAP_SIZE, **arguments)
+    except ValueError as error:
+        raise DataError("MODEL.MAL.DECODER", str(error), "correct the number") from error
