@@ -5,21 +5,17 @@ Legend: B batch, S input side in pixels, p patch size, D embedding width, h = w 
 
 from __future__ import annotations
 
-import logging
 import math
-import pickle
+import re
 from itertools import pairwise
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from pseudolabel.files import atomic_write
-
-logger = logging.getLogger(__name__)
+from mal.encoder_weights import load_encoder_weights
 
 STEMS = ("patch", "conv")
-_HEAD_PREFIXES = ("head.", "head_dist.")
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
 
 
 class ConvStem(nn.Module):
@@ -60,19 +56,21 @@ class ConvStem(nn.Module):
 class ViTEncoder(nn.Module):
     """timm vision transformer without its classifier, as a dense feature extractor.
 
-    Sizes of 0 keep the named model's own. Nothing is downloaded: weights come from `weights`.
+    Sizes of 0 keep the named model's own. Nothing is downloaded unless `weights` says so.
 
     Args:
-        name: timm model name, for instance "vit_base_patch16_224".
+        name: timm model name, for instance "vit_base_patch16_224", "vit_base_patch14_dinov2" or
+            "vit_base_patch16_dinov3".
         image_size: S that the position embedding is stored for; other inputs resize it bicubically.
         stem: "patch" is the standard, pretrained projection; "conv" the random convolutions of the
             released MAL models.
         patch_size, embed_dim, depth, num_heads: overrides of the architecture.
         drop_path: stochastic depth rate of the last block.
-        weights: file for `load_encoder_weights`, or "".
+        weights: file or "timm:NAME" for `load_encoder_weights`, or "".
 
     Raises:
         ValueError: unknown stem, a model which is not a plain ViT, or sizes that do not divide.
+        DataError: weights that do not fit.
     """
 
     def __init__(
@@ -102,10 +100,7 @@ class ViTEncoder(nn.Module):
         self.stem = stem
         self.image_size = image_size
         self._patch_size = int(self.vit.patch_embed.patch_size[0])
-        if image_size % self._patch_size:
-            raise ValueError(
-                f"image_size {image_size} is not a multiple of the patch size {self._patch_size}"
-            )
+        check_multiple(image_size, self._patch_size)
         if stem == "conv":
             self.vit.patch_embed = ConvStem(image_size, self._patch_size, self.embed_dim)
         if weights:
@@ -140,61 +135,36 @@ class ViTEncoder(nn.Module):
         tokens = self.vit.forward_features(images)[:, self.vit.num_prefix_tokens :]
         return tokens.transpose(1, 2).reshape(batch, -1, height // step, width // step)
 
+    def layer_of(self, name: str) -> tuple[int, int]:
+        """Layer of a parameter, and their number, for layer-wise learning rates.
 
-def load_encoder_weights(encoder: ViTEncoder, path: str | Path) -> None:
-    """Load pretrained ViT weights (DeiT, MAE, any timm plain ViT) into an encoder, strictly.
+        Stem, tokens and position embedding are layer 0, block i is layer i + 1, the final
+        LayerNorm is in the last one together with the decoder.
+        """
+        depth = len(self.vit.blocks)
+        block = _BLOCK.match(name.removeprefix("vit."))
+        if block is not None:
+            return int(block[1]) + 1, depth + 2
+        return (depth + 1 if name.startswith("vit.norm.") else 0), depth + 2
 
-    Values are cast to float32, the position embedding is resized to the encoder's grid and a
-    classifier head is ignored. With the conv stem the file's patch projection has no place to go:
-    that, and nothing else, is allowed to be left over, and is logged.
 
-    Args:
-        encoder: receives the weights in place.
-        path: PyTorch file (a state dict, or one under "model" or "state_dict") or .safetensors.
+def check_multiple(image_size: int, step: int) -> None:
+    """Refuses a crop side that does not divide into patches.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: missing, unexpected or differently shaped entries, listed with the file's name.
+        ValueError: naming the nearest side that does.
     """
-    path = Path(path)
-    stored = _read_state(path)
-    vit = encoder.vit
-    state = {
-        key: value.float() for key, value in stored.items() if not key.startswith(_HEAD_PREFIXES)
-    }
-    if "pos_embed" in state:
-        state["pos_embed"] = _fit_position_embedding(state["pos_embed"], vit, path)
-
-    wanted = vit.state_dict()
-    missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
-    if encoder.stem == "conv":
-        projection = {key for key in unexpected if key.startswith("patch_embed.")}
-        untrained = {key for key in missing if key.startswith("patch_embed.")}
-        missing, unexpected = missing - untrained, unexpected - projection
-        if untrained or projection:
-            logger.warning(
-                "%s: %d stem tensors keep their random initialisation, %d of the file unused (%s)",
-                *(path, len(untrained), len(projection), ", ".join(sorted(projection)) or "none"),
-            )
-    reshaped = [
-        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in sorted(wanted.keys() & state.keys())
-        if state[key].shape != wanted[key].shape
-    ]
-    problems = {
-        "missing": sorted(missing),
-        "unexpected": sorted(unexpected),
-        "of another shape": reshaped,
-    }
-    report = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
-    if report:
-        raise ValueError(f"{path} does not fit the encoder. {report}. Choose the matching model.")
-    vit.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
-    logger.info("%s: loaded %d encoder tensors", path, len(wanted.keys() & state.keys()))
+    if image_size % step:
+        nearest = max(1, round(image_size / step)) * step
+        raise ValueError(
+            f"image_size {image_size} is not a multiple of the patch size {step}: set"
+            f" MODEL.MAL.CROP_SIZE to {nearest}"
+        )
 
 
 def _build_vit(name: str, image_size: int, drop_path: float, overrides: dict[str, int]):
     import timm
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
     if not timm.is_model(name):
@@ -211,58 +181,7 @@ def _build_vit(name: str, image_size: int, drop_path: float, overrides: dict[str
         )
     except TypeError as error:  # an architecture without these options
         raise ValueError(f"{name} cannot be built as a plain VisionTransformer: {error}") from error
-    if not isinstance(vit, VisionTransformer):
+    # Eva is timm's VisionTransformer with rotary positions; DINOv3 is one.
+    if not isinstance(vit, VisionTransformer | Eva):
         raise ValueError(f"{name} is a {type(vit).__name__}; a plain VisionTransformer is needed")
     return vit
-
-
-def save_encoder_weights(encoder: ViTEncoder, path: str | Path) -> None:
-    """Writes a safetensors file for `load_encoder_weights`, in half precision, atomically."""
-    from safetensors.torch import save
-
-    state = {name: value.half().contiguous() for name, value in encoder.vit.state_dict().items()}
-    with atomic_write(path, "wb") as file:
-        file.write(save(state))
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no encoder weights at {path}")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds more than tensors and is not unpickled. If you trust its origin, save"
-            " its state dict alone to a new .pth or .safetensors file."
-        ) from error
-    for wrapper in ("model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
-        raise ValueError(f"{path} holds no state dict (tensors by name)")
-    return content
-
-
-def _fit_position_embedding(stored: Tensor, vit: nn.Module, path: Path) -> Tensor:
-    """Resize (1, prefix + n * n, D) to the encoder's grid; prefix tokens are kept as they are."""
-    from timm.layers import resample_abs_pos_embed
-
-    if stored.shape[1] == vit.pos_embed.shape[1]:
-        return stored
-    prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    side = math.isqrt(stored.shape[1] - prefix)
-    if side * side + prefix != stored.shape[1]:
-        raise ValueError(
-            f"{path}: pos_embed has {stored.shape[1]} positions, which is no square grid with"
-            f" {prefix} prefix tokens"
-        )
-    return resample_abs_pos_embed(
-        stored,
-        new_size=list(vit.patch_embed.grid_size),
-        old_size=[side, side],
-        num_prefix_tokens=prefix,
-    )

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mal.encoder import save_encoder_weights
+from mal.encoder_weights import save_encoder_weights
 from mal.labeler import load_config
 from mal.mask_auto_labeler import build_network
 from pseudolabel.checkpoints import load_strictly

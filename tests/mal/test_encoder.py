@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from mal.encoder import ConvStem, ViTEncoder, load_encoder_weights
+from mal.encoder import ConvStem, ViTEncoder
+from mal.encoder_weights import load_encoder_weights
 
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -142,7 +143,7 @@ def test_missing_file_and_foreign_content(tmp_path):
     with pytest.raises(ValueError, match="no state dict"):
         load_encoder_weights(encoder, tmp_path / "other.pth")
     torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match=r"unsafe\.pth holds more than tensors"):
+    with pytest.raises(ValueError, match=r"unsafe\.pth: holds more than tensors"):
         load_encoder_weights(encoder, tmp_path / "unsafe.pth")
 
 
