@@ -13,13 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_crop
 from mal.views import student_view
+from pseudolabel.errors import DataError
 from pseudolabel.evaluation import MaskIoUEvaluator
 from pseudolabel.evaluators import check_test_images
 from pseudolabel.files import check_image_size, read_image
 from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.mask_iou import TrueMasks
-from pseudolabel.masks import clip_box
+from pseudolabel.masks import clip_box, decode_segmentation
 from pseudolabel.pipeline import PIPELINES, build_train_loader
 from pseudolabel.rejected import without_rejected
 from pseudolabel.store import box_problem
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # Above this share of boxes left out by a filter, the user hears of it.
 EXCLUDED_WARNING = 0.05
+# What the network is trained on (MODEL.MAL.SUPERVISION).
+SUPERVISIONS = ("box", "mask")
 # Left-out boxes that a warning names; it counts the rest.
 NAMED = 10
 
@@ -46,7 +49,11 @@ def usable_box(annotation: dict, height: int, width: int) -> tuple[np.ndarray | 
 
 
 def box_records(
-    dataset_dicts: list[dict], min_area: float = 0.0, max_area: float = 1e10
+    dataset_dicts: list[dict],
+    min_area: float = 0.0,
+    max_area: float = 1e10,
+    *,
+    masks: bool = False,
 ) -> list[dict]:
     """One record per box that MAL trains on, clipped to its image.
 
@@ -54,8 +61,15 @@ def box_records(
     inside the image is not in (min_area, max_area) square pixels; the counts are logged by reason,
     with a warning when more than 5 % of the boxes are left out.
 
+    Args:
+        masks: keep the human masks, which every box must have then.
+
     Returns:
-        Dicts with file_name, image_id, height, width, annotation_id and box (XYXY, absolute).
+        Dicts with file_name, image_id, height, width, annotation_id, category (contiguous), box
+        (XYXY, absolute) and, where asked for, segmentation.
+
+    Raises:
+        DataError: a mask is asked for and missing.
     """
     kept, left_out, crowds = [], Counter(), 0
     for image in dataset_dicts:
@@ -73,7 +87,12 @@ def box_records(
                 left_out[f"outside the area limits ({min_area:g}, {max_area:g})"] += 1
                 continue
             record = {k: image[k] for k in ("file_name", "image_id", "height", "width")}
-            kept.append({**record, "annotation_id": annotation.get("id"), "box": tuple(box)})
+            record["annotation_id"] = annotation.get("id")
+            record["category"] = annotation["category_id"]
+            record["box"] = tuple(box)
+            if masks:
+                record["segmentation"] = _human_mask(annotation, image["file_name"])
+            kept.append(record)
     total = len(kept) + left_out.total()
     level = logging.WARNING if left_out.total() > EXCLUDED_WARNING * total else logging.INFO
     logger.log(
@@ -84,6 +103,17 @@ def box_records(
     return kept
 
 
+def _human_mask(annotation: dict, file_name: str) -> list | dict:
+    if not annotation.get("segmentation"):
+        raise DataError(
+            file_name,
+            "a box has no human mask, which MODEL.MAL.SUPERVISION 'mask' trains on",
+            "give DATASETS.TRAIN a JSON with masks, or set MODEL.MAL.SUPERVISION to 'box'",
+            f"annotation {annotation.get('id')}",
+        )
+    return annotation["segmentation"]
+
+
 def _listed(counts: Counter) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "none"
 
@@ -92,14 +122,30 @@ class BoxCropMapper:
     """Turns a box record into the two views and the box mask of one crop.
 
     S is the crop size. The result holds student_view and teacher_view (uint8, 3 x S x S, RGB),
-    box_mask (uint8, S x S), box_area (float, square pixels of the original image) and the ids.
+    box_mask (uint8, S x S), box_area (float, square pixels of the original image), category
+    (int64 scalar, contiguous) and the ids; true_mask (uint8, S x S) for a record with a
+    segmentation.
+
+    Args:
+        crop_size: S.
+        margin, gated: of `train_window`.
+        inclusive: of `box_mask`.
+        border: of `wrap_crop`.
+        cache: decoded images to keep.
     """
 
     @configurable
     def __init__(
-        self, *, crop_size: int, margin: float, gated: bool, inclusive: bool = True, cache: int = 0
+        self,
+        *,
+        crop_size: int,
+        margin: float,
+        gated: bool,
+        inclusive: bool = True,
+        border: str = "wrap",
+        cache: int = 0,
     ):
-        self.crop_size, self.margin, self.gated = crop_size, margin, gated
+        self.crop = {"size": crop_size, "margin": margin, "gated": gated, "border": border}
         self.inclusive = inclusive
         self._read = ImageCache(cache)
 
@@ -111,7 +157,9 @@ class BoxCropMapper:
             "margin": mal.MARGIN,
             "gated": mal.MARGIN_GATED,
             "inclusive": mal.BOX_INCLUSIVE,
-            "cache": mal.IMAGE_CACHE,
+            "border": mal.BORDER,
+            # Crops of one image follow each other, so that one decoded image serves them all.
+            "cache": max(mal.IMAGE_CACHE, int(mal.CROPS_PER_IMAGE > 1)),
         }
 
     def __call__(self, record: dict) -> dict:
@@ -120,22 +168,34 @@ class BoxCropMapper:
         check_image_size(image, record["file_name"], height, width, f"image {record['image_id']}")
         # The loader seeds numpy's global generator for this sample.
         rng = np.random.default_rng(np.random.randint(2**31))
+        masks = {"box_mask": box_mask(record["box"], height, width, self.inclusive)}
+        if "segmentation" in record:
+            masks["true_mask"] = _decoded(record)
+        stack = np.stack(list(masks.values()), axis=-1)
         box = np.asarray(record["box"])
-        filled = box_mask(box, height, width, self.inclusive)
-        options = {"size": self.crop_size, "margin": self.margin, "gated": self.gated}
-        crop, inside = training_crop(rng, image, filled, box, **options)
+        crop, inside = training_crop(rng, image, stack, box, **self.crop)
         x0, y0, x1, y1 = record["box"]
         return {
             **{key: record[key] for key in ("file_name", "image_id", "annotation_id")},
             "student_view": to_tensor(student_view(crop, rng)),
             "teacher_view": to_tensor(crop),
-            "box_mask": torch.from_numpy(inside),
+            **dict(zip(masks, to_tensor(inside), strict=True)),
             "box_area": float((x1 - x0) * (y1 - y0)),
+            "category": torch.tensor(record["category"]),
         }
 
 
+def _decoded(record: dict) -> np.ndarray:
+    try:
+        mask = decode_segmentation(record["segmentation"], record["height"], record["width"])
+    except ValueError as error:
+        where = f"annotation {record['annotation_id']}"
+        raise DataError(record["file_name"], str(error), "correct the mask", where) from error
+    return mask.astype(np.uint8)
+
+
 def to_tensor(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, 3) to a contiguous uint8 tensor (3, H, W)."""
+    """uint8 (H, W, C) to a contiguous uint8 tensor (C, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
@@ -148,23 +208,25 @@ def training_crop(
     size: int,
     margin: float,
     gated: bool,
+    border: str = "wrap",
 ) -> tuple[np.ndarray, np.ndarray]:
     """A random window around a box, resized to a square and flipped half of the time.
 
     Args:
         rng: the only source of randomness.
         image: uint8 (H, W, 3).
-        mask: uint8 (H, W), cut out alike.
+        mask: uint8 (H, W) or (H, W, K), cut out alike.
         box: XYXY (4,), inside the image.
         size: S.
         margin, gated: of `train_window`.
+        border: of `wrap_crop`.
 
     Returns:
-        uint8 (S, S, 3) and uint8 (S, S), contiguous.
+        uint8 (S, S, 3) and uint8 (S, S[, K]), contiguous.
     """
     window = train_window(box, rng, margin, gated)
-    crop = resize_image(wrap_crop(image, window), size)
-    inside = resize_mask(wrap_crop(mask, window), size)
+    crop = resize_image(wrap_crop(image, window, border), size)
+    inside = resize_mask(wrap_crop(mask, window, border), size)
     if rng.random() < 0.5:
         crop, inside = crop[:, ::-1], inside[:, ::-1]
     return np.ascontiguousarray(crop), np.ascontiguousarray(inside)
@@ -216,6 +278,8 @@ class ImageBoxes(Dataset):
 class BoxCropPipeline:
     """Training on crops of single boxes; evaluation of mask IoU from the true boxes."""
 
+    sample_name = "crops"
+
     def check_evaluation(self, cfg: CfgNode) -> None:
         """Refuses test sets without human masks or images, before a run that needs them."""
         for name in cfg.DATASETS.TEST:
@@ -224,9 +288,33 @@ class BoxCropPipeline:
             readable, _ = without_rejected({"images": truth.images})
             check_test_images(name, readable["images"])
 
+    def samples_per_image(self, cfg: CfgNode) -> int:
+        """Crops that each of `SOLVER.IMS_PER_BATCH` stands for.
+
+        Raises:
+            ValueError: below 1.
+        """
+        if cfg.MODEL.MAL.CROPS_PER_IMAGE < 1:
+            raise ValueError(f"MODEL.MAL.CROPS_PER_IMAGE {cfg.MODEL.MAL.CROPS_PER_IMAGE}: use >= 1")
+        return cfg.MODEL.MAL.CROPS_PER_IMAGE
+
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
+        """Endless batches of IMS_PER_BATCH x CROPS_PER_IMAGE crops (`BoxCropMapper`).
+
+        n = CROPS_PER_IMAGE > 1 puts n boxes of one image side by side, which is decoded once for
+        them; the boxes that an image has beyond a multiple of n share crops with those of other
+        images. So each box is seen once in an epoch with any n, but the boxes of a batch are
+        correlated: it holds up to n times fewer images than crops.
+
+        Raises:
+            DataError: a mask is missing that would be trained on; when iterated, at an image that
+                cannot be used.
+        """
+        mal = cfg.MODEL.MAL
+        if mal.SUPERVISION not in SUPERVISIONS:
+            raise ValueError(f"MODEL.MAL.SUPERVISION {mal.SUPERVISION!r}: use 'box' or 'mask'")
         dicts = [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)]
-        records = box_records(dicts, cfg.MODEL.MAL.MIN_AREA, cfg.MODEL.MAL.MAX_AREA)
+        records = box_records(dicts, mal.MIN_AREA, mal.MAX_AREA, masks=mal.SUPERVISION == "mask")
         return build_train_loader(cfg, records, BoxCropMapper(cfg), group_by_aspect=False)
 
     def test_loader(self, cfg: CfgNode, dataset_name: str) -> DataLoader:

@@ -7,8 +7,8 @@ iteration k sees exactly what an uninterrupted run sees, with any number of work
 
 import random
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -69,6 +69,57 @@ class EpochOrder:
             generator = np.random.default_rng([self.seed, epoch])
             self._epoch, self._permutation = epoch, generator.permutation(self.size)
         return int(self._permutation[offset])
+
+
+class GroupedOrder:
+    """Maps a sample position to a record index; neighbours share a group, such as an image.
+
+    Positions 0 .. n - 1, n .. 2n - 1 and so on are blocks. In each epoch the records of every
+    group are shuffled and cut into blocks; what remains of the groups (fewer than n records each)
+    makes up further blocks, group after group; then the blocks are shuffled. So every record
+    occurs once in an epoch, whatever the size of its group. Only where n does not divide the number
+    of records, up to n - 1 of them occur once more.
+
+    Args:
+        groups: of each record.
+        size: n, records of a block.
+        seed: of the run.
+
+    Raises:
+        DataError: there is no record.
+    """
+
+    def __init__(self, groups: Sequence[Hashable], size: int, seed: int):
+        if not groups:
+            raise DataError("DATASETS.TRAIN", "no usable training record", "check the filters")
+        numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+        self._group = np.array([numbers[group] for group in groups])
+        self._counts = np.bincount(self._group)
+        self.size, self.seed = size, seed
+        self._length = -(-len(groups) // size) * size
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def epoch_indices(self, epoch: int) -> np.ndarray:
+        """The record indices of an epoch in their order, int64."""
+        generator = np.random.default_rng([self.seed, epoch])
+        shuffled = generator.permutation(len(self._group))
+        place_of_group = generator.permutation(len(self._counts))
+        places = place_of_group[self._group[shuffled]]
+        together = shuffled[np.argsort(places, kind="stable")]
+        counts = self._counts[np.argsort(place_of_group)]
+        starts = np.repeat(counts.cumsum() - counts, counts)
+        whole = np.repeat(counts // self.size * self.size, counts)
+        in_whole_block = np.arange(len(together)) - starts < whole
+        rest = together[~in_whole_block]
+        again = np.resize(shuffled, -len(rest) % self.size)
+        order = np.concatenate([together[in_whole_block], rest, again])
+        return generator.permutation(order.reshape(-1, self.size)).ravel()
+
+    def __call__(self, position: int) -> int:
+        epoch, offset = divmod(position, self._length)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self.epoch_indices(epoch)
+        return int(self._order[offset])
 
 
 class RepeatFactorOrder:
@@ -174,7 +225,8 @@ class PositionBatches(Sampler):
         batch_size: positions per batch on this rank.
         group_of: position -> small integer; a batch holds one group only (wide / tall images).
             None puts no constraint.
-        rank, world_size: this rank takes positions rank, rank + world_size, ...
+        rank, world_size: this rank takes blocks rank, rank + world_size, ...
+        block: positions that stay together in a batch; it divides `batch_size`.
     """
 
     def __init__(
@@ -183,21 +235,22 @@ class PositionBatches(Sampler):
         group_of: Callable[[int], int] | None = None,
         rank: int = 0,
         world_size: int = 1,
+        block: int = 1,
     ):
         self.batch_size, self.group_of = batch_size, group_of
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.block = rank, world_size, block
         self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
         # The first `start` batches are replayed, not computed: grouping depends on all positions
         # before, and replaying them costs microseconds each since no image is read.
         buckets: dict[int, list[int]] = {}
-        position, batches = self.rank, 0
+        position, batches = self.rank * self.block, 0
         while True:
             group = self.group_of(position) if self.group_of else 0
             bucket = buckets.setdefault(group, [])
-            bucket.append(position)
-            position += self.world_size
+            bucket.extend(range(position, position + self.block))
+            position += self.world_size * self.block
             if len(bucket) == self.batch_size:
                 buckets[group] = []
                 batches += 1
@@ -211,12 +264,18 @@ class TrainLoader:
     Args:
         records: Detectron2 dataset dicts.
         mapper: record -> model input.
-        batch_size: on this rank.
+        batch_size: samples of a batch on this rank.
         seed: of the run.
         num_workers: loader processes; the batches do not depend on it.
         group_by_aspect: keep wide and tall images in batches of their own.
         repeat_factors: how often each record occurs in an epoch, on average; None for once.
+        samples_per_image: records of one image that stand side by side in a batch, as far as it
+            has as many (`GroupedOrder`); it divides `batch_size`.
+        batches_per_iteration: that the training takes for one step.
         rank, world_size: of this process.
+
+    Raises:
+        ValueError: several samples per image together with grouping or repeating.
     """
 
     def __init__(
@@ -229,13 +288,23 @@ class TrainLoader:
         num_workers: int = 0,
         group_by_aspect: bool = False,
         repeat_factors: Sequence[float] | None = None,
+        samples_per_image: int = 1,
+        batches_per_iteration: int = 1,
         rank: int = 0,
         world_size: int = 1,
     ):
+        if samples_per_image > 1 and (group_by_aspect or repeat_factors is not None):
+            raise ValueError(
+                "several samples per image exclude grouping by aspect and repeat factors"
+            )
+
         def new_order() -> Callable[[int], int]:
-            if repeat_factors is None:
-                return EpochOrder(len(records), seed)
-            return RepeatFactorOrder(repeat_factors, seed)
+            if repeat_factors is not None:
+                return RepeatFactorOrder(repeat_factors, seed)
+            if samples_per_image > 1:
+                images = [record["file_name"] for record in records]
+                return GroupedOrder(images, samples_per_image, seed)
+            return EpochOrder(len(records), seed)
 
         # One for the sampler here, one for the data set, which may be copied into workers.
         order = new_order()
@@ -246,9 +315,10 @@ class TrainLoader:
 
         self.dataset = PositionDataset(records, mapper, new_order(), seed)
         self.batches = PositionBatches(
-            batch_size, is_wide if group_by_aspect else None, rank, world_size
+            batch_size, is_wide if group_by_aspect else None, rank, world_size, samples_per_image
         )
-        self.last_batch: list[dict] = []
+        self.batches_per_iteration = batches_per_iteration
+        self._recent: deque[list[dict]] = deque(maxlen=batches_per_iteration)
         self._loader = DataLoader(
             self.dataset,
             batch_sampler=self.batches,
@@ -261,12 +331,17 @@ class TrainLoader:
         )
 
     def seek(self, iteration: int) -> None:
-        """The next iterator starts with the batch of `iteration`."""
-        self.batches.start = iteration
+        """The next iterator starts with the first batch of `iteration`."""
+        self.batches.start = iteration * self.batches_per_iteration
+
+    @property
+    def last_samples(self) -> list[dict]:
+        """The samples of the last batches, as many batches as an iteration takes."""
+        return [sample for batch in self._recent for sample in batch]
 
     def __iter__(self) -> Iterator[list[dict]]:
         for batch in self._loader:
-            self.last_batch = batch
+            self._recent.append(batch)
             yield batch
 
 

@@ -30,7 +30,9 @@ class Pipeline(Protocol):
     """What the trainer asks of a data pipeline; registered as a class without arguments.
 
     Its class attribute `has_class_heads` says whether its models predict classes, so that all data
-    sets need the same class list; where it is absent, they do not.
+    sets need the same class list; where it is absent, they do not. A method `samples_per_image`
+    says how many samples each of `SOLVER.IMS_PER_BATCH` stands for; where it is absent, one.
+    `sample_name` is the word for them in the log, in the plural.
     """
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
@@ -51,6 +53,23 @@ def build_pipeline(cfg: CfgNode) -> Pipeline:
     return PIPELINES.get(cfg.INPUT.PIPELINE)()
 
 
+def samples_per_image(cfg: CfgNode) -> int:
+    """Samples that each of `SOLVER.IMS_PER_BATCH` images stands for in this pipeline."""
+    count = getattr(build_pipeline(cfg), "samples_per_image", None)
+    return 1 if count is None else count(cfg)
+
+
+def samples_per_step(cfg: CfgNode) -> int:
+    """Samples of one optimizer step, over all processes and accumulated batches.
+
+    Raises:
+        ValueError: `SOLVER.ACCUMULATE` is below 1.
+    """
+    if cfg.SOLVER.ACCUMULATE < 1:
+        raise ValueError(f"SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}: use 1 (none) or more")
+    return cfg.SOLVER.IMS_PER_BATCH * samples_per_image(cfg) * cfg.SOLVER.ACCUMULATE
+
+
 def build_train_loader(
     cfg: CfgNode, records: Sequence[dict], mapper: Callable, group_by_aspect: bool
 ) -> TrainLoader:
@@ -64,14 +83,17 @@ def build_train_loader(
         raise ValueError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} is no multiple of {world_size} ranks"
         )
+    together = samples_per_image(cfg)
     return TrainLoader(
         records,
         mapper,
-        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size,
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // world_size * together,
         seed=cfg.SEED,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         group_by_aspect=group_by_aspect,
         repeat_factors=repeat_factors(cfg, records),
+        samples_per_image=together,
+        batches_per_iteration=cfg.SOLVER.ACCUMULATE,
         rank=comm.get_rank(),
         world_size=world_size,
     )
@@ -133,6 +155,7 @@ class StockPipeline:
     """Detectron2's own mapper with our reproducible sampler; COCO or LVIS evaluation."""
 
     has_class_heads = True
+    sample_name = "images"
 
     def check_evaluation(self, cfg: CfgNode) -> None:
         """Refuses test sets that could not be evaluated, before a run."""

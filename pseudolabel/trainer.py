@@ -1,6 +1,7 @@
 """The one trainer of the project: Detectron2's, with our pipelines, seeds and a dump on NaN."""
 
 import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,16 +10,18 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from torch import nn
 from torch.utils.data import DataLoader
 
+from pseudolabel.checkpointer import AtomicCheckpointer
 from pseudolabel.distributed import data_parallel_on
 from pseudolabel.ema import unwrap
 from pseudolabel.hooks import StepSeed, TeacherUpdate
+from pseudolabel.inner_trainer import InnerTrainer
 from pseudolabel.loader import TrainLoader
-from pseudolabel.pipeline import build_pipeline
+from pseudolabel.optimizer import build_adamw, with_learning_rate
+from pseudolabel.pipeline import build_pipeline, samples_per_step
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,22 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode):
         check_evaluation(cfg)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        unit = getattr(build_pipeline(cfg), "sample_name", "samples")
+        cfg = with_learning_rate(cfg, samples_per_step(cfg), unit)
+        # Detectron2's own mixed precision refuses a CPU and knows no accumulation.
+        plain = cfg.clone()
+        plain.defrost()
+        plain.SOLVER.AMP.ENABLED = False
         with data_parallel_on(cfg.MODEL.DEVICE):
-            super().__init__(cfg)
+            super().__init__(plain)
+        self.cfg = cfg
+        if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.ACCUMULATE > 1:
+            self._trainer = InnerTrainer(
+                *(self.model, self._train_loader, self.optimizer),
+                accumulate=cfg.SOLVER.ACCUMULATE,
+                mixed_precision=cfg.SOLVER.AMP.ENABLED,
+            )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -67,26 +84,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW in one group (`SOLVER.OPTIMIZER`).
+        """Detectron2's SGD, or AdamW (`SOLVER.OPTIMIZER`).
 
         Raises:
-            ValueError: another name.
+            ValueError: another name, or SGD with keys that only AdamW obeys.
         """
-        if cfg.SOLVER.OPTIMIZER == "SGD":
-            return super().build_optimizer(cfg, model)
-        if cfg.SOLVER.OPTIMIZER != "AdamW":
+        if cfg.SOLVER.OPTIMIZER == "AdamW":
+            return build_adamw(cfg, model)
+        if cfg.SOLVER.OPTIMIZER != "SGD":
             raise ValueError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: use 'SGD' or 'AdamW'")
-        optimizer = maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=cfg.SOLVER.BASE_LR,
-            betas=tuple(cfg.SOLVER.BETAS),
-            eps=cfg.SOLVER.EPS,
-            weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        )
-        logger.info(
-            "AdamW: lr %.3g for %d samples a step", cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH
-        )
-        return optimizer
+        if cfg.SOLVER.LAYER_DECAY != 1:
+            raise ValueError("SOLVER.LAYER_DECAY needs SOLVER.OPTIMIZER 'AdamW'; else set it to 1")
+        return super().build_optimizer(cfg, model)
 
     @classmethod
     def build_lr_scheduler(
@@ -106,6 +115,10 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """Detectron2's, after our own: a seed per iteration and the update of a teacher."""
+        # Before Detectron2's hook that saves takes hold of its own one, which writes in place.
+        self.checkpointer = AtomicCheckpointer(
+            self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self)
+        )
         hooks: list[HookBase] = [StepSeed(self.cfg.SEED)]
         if hasattr(unwrap(self.model), "update_teacher"):
             hooks.append(TeacherUpdate())
@@ -154,7 +167,7 @@ class Trainer(DefaultTrainer):
     def _dump(self, message: str) -> Path:
         """Writes what is needed to look at a failed iteration; plain containers and tensors."""
         path = Path(self.cfg.OUTPUT_DIR, f"nan_dump_rank{comm.get_rank()}_iter{self.iter}.pth")
-        batch = self._train_loader.last_batch
+        batch = self._train_loader.last_samples
         keys = ("file_name", "image_id", "annotation_id")
         names = [{key: sample[key] for key in keys if key in sample} for sample in batch]
         torch.save(

@@ -20,7 +20,7 @@ from tests.tiny import tiny_config, write_coco
 def dataset(*boxes, **annotation):
     """One image with XYWH boxes; ids from 1."""
     annotations = [
-        {"id": i, "bbox": list(b), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0, **annotation}
+        {"id": i, "bbox": list(b), "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0, "category_id": 2, **annotation}
         for i, b in enumerate(boxes, start=1)
     ]
     image = {"file_name": "a.png", "image_id": 1, "height": 100, "width": 100}
@@ -97,6 +97,7 @@ def record(tmp_path):
         "height": 60,
         "width": 80,
         "annotation_id": 7,
+        "category": 2,
         "box": (30.0, 20.0, 60.0, 40.0),
     }
 
