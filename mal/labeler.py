@@ -1,7 +1,7 @@
 """MAL as a labeler: a trained checkpoint and its config become `Labeler` "mal"."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from yaml import YAMLError
 
+from mal.categories import category_classes
 from mal.config import add_mal_config
 from mal.mask_auto_labeler import MaskAutoLabeler
 from mal.predictor import BoxPredictor
@@ -38,6 +39,12 @@ class MALLabeler:
         description: JSON-able facts for the manifest.
         quality: name of a measure in `pseudolabel.quality.MEASURES`.
         calibration: turns that measure into an expected IoU.
+        category_ids: of the classes of a class-aware decoder, in their order; none for a
+            class-agnostic one.
+
+    Attributes:
+        needs_categories: whether `label` has to be told the category of every box, one of
+            `category_ids`.
 
     Raises:
         ValueError: no measure has that name.
@@ -51,8 +58,11 @@ class MALLabeler:
         description: dict[str, Any],
         quality: str,
         calibration: Calibration | None = None,
+        category_ids: Sequence[int] = (),
     ):
         self.model, self.calibration = model.eval(), calibration
+        self.category_ids = tuple(category_ids)
+        self.needs_categories = bool(self.category_ids)
         facts = calibration.describe() if calibration else None
         self.description = {**description, "quality": quality, "calibration": facts}
         networks = {"student": model.student, "teacher": model.teacher}
@@ -60,14 +70,23 @@ class MALLabeler:
             networks, model.normalize, **{**model.predict_options, "quality": quality}
         )
 
-    def label(self, image: np.ndarray, boxes: np.ndarray) -> list[MaskRecord]:
+    def label(
+        self, image: np.ndarray, boxes: np.ndarray, categories: Sequence[int] | None = None
+    ) -> list[MaskRecord]:
         """One record per box (N, 4) on the uint8 RGB image (H, W, 3), in order.
 
+        Args:
+            image, boxes: see above.
+            categories: category id of each box, where `needs_categories`; else not looked at.
+
         Raises:
-            DataError: the network gives no number for a box.
+            DataError: the network gives no number for a box, or does not know its category.
         """
         network = self.model.label_with
-        records = self.predictor.predict(image, boxes, [network])[network]
+        told = {}
+        if self.needs_categories:
+            told["classes"] = category_classes(self.category_ids, categories, boxes)
+        records = self.predictor.predict(image, boxes, [network], **told)[network]
         if self.calibration is None:
             return records
         return [self._calibrated(record) for record in records]
@@ -140,6 +159,7 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
     with _clear_errors(config_file, "correct the value, or override it with KEY VALUE"):
         model = MaskAutoLabeler(cfg).to(cfg.MODEL.DEVICE)
     load_strictly(model, weights)
+    category_ids = _stated_categories(cfg, config_file)
     test = cfg.MODEL.MAL.TEST
     description = {
         "network": test.NETWORK,
@@ -154,7 +174,26 @@ def mal(config_file: str = "", weights: str = "", opts: list[str] | None = None)
     if calibration is not None:
         calibration.check_fits({"quality": test.QUALITY, **description}, test.CALIBRATION)
     with _clear_errors(config_file, "correct the value, or override it with KEY VALUE"):
-        return MALLabeler(model, description, test.QUALITY, calibration)
+        return MALLabeler(model, description, test.QUALITY, calibration, category_ids)
+
+
+def _stated_categories(cfg: CfgNode, config_file: str) -> tuple[int, ...]:
+    """The category ids of a class-aware decoder; () of a class-agnostic one.
+
+    Raises:
+        DataError: the config does not have one for each class.
+    """
+    decoder = cfg.MODEL.MAL.DECODER
+    if not decoder.NUM_CLASSES:
+        return ()
+    if len(set(decoder.CATEGORY_IDS)) != decoder.NUM_CLASSES:
+        raise DataError(
+            config_file,
+            f"has {len(set(decoder.CATEGORY_IDS))} CATEGORY_IDS for a decoder of "
+            f"{decoder.NUM_CLASSES} classes",
+            "give the config.yaml of the training run's output folder",
+        )
+    return tuple(decoder.CATEGORY_IDS)
 
 
 def _config_hash(cfg: CfgNode) -> str:
