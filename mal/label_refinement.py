@@ -27,7 +27,7 @@ class LabelRefinement:
         scale: R / M.
 
     Raises:
-        ValueError: the scale is not positive, or the bounds leave no room.
+        ValueError: no iteration, a scale that is not positive, or bounds that leave no room.
     """
 
     kernel: dict = field(default_factory=dict)
@@ -38,6 +38,8 @@ class LabelRefinement:
     scale: float = 1.0
 
     def __post_init__(self):
+        if self.iterations < 1:
+            raise ValueError(f"MODEL.MAL.TEST.CRF_ITERATIONS {self.iterations}: use 0 or more")
         if self.scale <= 0:
             raise ValueError(f"MODEL.MAL.TEST.CRF_SCALE {self.scale}: use a number above 0")
         if self.low >= self.high:

@@ -1,8 +1,9 @@
-"""The meta-architecture: student, EMA teacher, MIL and mean-field losses (MAL, section 3).
+"""The meta-architecture: student, EMA teacher, MIL and mean-field losses (Lan et al. 2023, 3).
 
 Shape legend: B crops, S crop side, M map side.
 """
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from mal.dice import dice_loss
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.label_refinement import LabelRefinement
+from mal.mask_supervision import mask_losses
 from mal.mean_field import initial_state, mean_field, mean_field_kernel
 from mal.mil import mil_loss, warmup
 from mal.network import build_network
@@ -26,16 +28,25 @@ class MaskAutoLabeler(nn.Module):
     """Learns class-agnostic masks from boxes; labels boxes at test time.
 
     Args:
-        student: network with (images (B, 3, S, S), box_areas (B,)) -> logits (B, M, M).
-        teacher: same architecture; becomes a copy of the student at once.
+        student: network with (images (B, 3, S, S), box_areas (B,)) -> logits (B, M, M); gets
+            `classes=` (B,) too where the batch knows them.
+        teacher: same architecture; becomes a copy of the student at once. None: the mean field
+            starts from the student alone.
         pixel_mean, pixel_std: per RGB channel, for values 0-255.
         mil_weight, mil_warmup, crf_weight, crf_warmup: alpha_mil, alpha_crf and the iterations
-            over which each loss rises linearly.
+            over which each loss rises linearly. A crf_weight of 0 runs neither the mean field nor
+            the teacher's forward pass.
         kernel: options of `mean_field_kernel`.
         refine: options of `mean_field`.
         momentum: of the teacher's moving average.
         predict: options of `BoxPredictor`.
         label_with: "student" or "teacher".
+        guidance: whose colours guide the mean field, "student" (its augmented view) or "clean".
+        supervision: "box", or "mask" for dice and cross-entropy on human masks; the teacher then
+            only follows.
+
+    Raises:
+        ValueError: an unknown choice, or labels of a teacher that there is not.
     """
 
     @configurable
@@ -43,7 +54,7 @@ class MaskAutoLabeler(nn.Module):
         self,
         *,
         student: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         pixel_mean: list[float],
         pixel_std: list[float],
         mil_weight: float,
@@ -55,12 +66,21 @@ class MaskAutoLabeler(nn.Module):
         momentum: float,
         predict: dict,
         label_with: str = "student",
+        guidance: str = "student",
+        supervision: str = "box",
     ):
         super().__init__()
-        if label_with not in ("student", "teacher"):
-            raise ValueError(f"MODEL.MAL.TEST.NETWORK {label_with!r}: use 'student' or 'teacher'")
+        _check("TEST.NETWORK", label_with, ("student", "teacher"))
+        _check("CRF.GUIDANCE", guidance, ("student", "clean"))
+        _check("SUPERVISION", supervision, ("box", "mask"))
+        if teacher is None and label_with == "teacher":
+            raise ValueError(
+                "MODEL.MAL.TEST.NETWORK 'teacher' with MODEL.MAL.TEACHER False: use 'student'"
+            )
         self.student, self.teacher = student, teacher
-        init_teacher(self.teacher, self.student)
+        if teacher is not None:
+            init_teacher(teacher, student)
+        self.guidance, self.supervision = guidance, supervision
         self.mil_weight, self.mil_warmup = mil_weight, mil_warmup
         self.crf_weight, self.crf_warmup = crf_weight, crf_warmup
         self.kernel, self.refine, self.momentum = kernel, refine, momentum
@@ -87,7 +107,7 @@ class MaskAutoLabeler(nn.Module):
         }
         return {
             "student": build_network(cfg),
-            "teacher": build_network(cfg),
+            "teacher": build_network(cfg) if mal.TEACHER else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mil_weight": mal.MIL_WEIGHT,
@@ -102,48 +122,73 @@ class MaskAutoLabeler(nn.Module):
                 "margin": mal.TEST_MARGIN,
                 "thresholds": tuple(mal.TEST.THRESHOLDS),
                 "batch_size": mal.TEST.BATCH_SIZE,
+                "border": mal.BORDER,
                 "refinement": _label_refinement(mal.TEST, kernel, refine),
             },
             "label_with": mal.TEST.NETWORK,
+            "guidance": mal.CRF.GUIDANCE,
+            "supervision": mal.SUPERVISION,
         }
 
     @property
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Student and, if there is one, teacher by name."""
+        both = {"student": self.student, "teacher": self.teacher}
+        return {name: network for name, network in both.items() if network is not None}
+
     def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
-        """Losses in training; in evaluation the records of both networks for each image.
+        """Losses in training; in evaluation the records of every network for each image.
 
         Args:
             batched_inputs: training: crops of `BoxCropMapper`; evaluation: images of `ImageBoxes`.
 
         Returns:
-            {"loss_mil", "loss_crf"}, or [{"student": [MaskRecord, ...], "teacher": [...]}].
+            {"loss_mil", "loss_crf"} ("loss_crf" unless its weight is 0), {"loss_dice", "loss_bce"}
+            on human masks, or [{"student": [MaskRecord, ...], "teacher": [...]}].
         """
         if not self.training:
-            return [self.predict(x["image"], x["boxes"]) for x in batched_inputs]
+            return [self.predict(x["image"], x["boxes"], x.get("classes")) for x in batched_inputs]
         seen = self.normalize(self._stack(batched_inputs, "student_view"))
-        clean = self.normalize(self._stack(batched_inputs, "teacher_view"))
-        areas = torch.tensor([x["box_area"] for x in batched_inputs])
-        student_prob = self.student(seen, areas).sigmoid()
-        with torch.no_grad():
-            teacher_prob = self.teacher(clean, areas).sigmoid()
-        box = self._to_map(self._stack(batched_inputs, "box_mask")[:, None], student_prob)[:, 0]
-        kernel = mean_field_kernel(self._to_map(seen, student_prob), **self.kernel)
-        start = initial_state(student_prob, teacher_prob, box)
-        target = mean_field(start, box, kernel, **self.refine)
-        self._log_fill(student_prob, target, box)
+        logits = self._logits(self.student, seen, batched_inputs)
+        prob = logits.sigmoid()
+        box = self._mask(batched_inputs, "box_mask", prob)
+        if self.supervision == "mask":
+            self._log_fill({"predicted mask": prob.detach()}, box)
+            return mask_losses(logits, self._mask(batched_inputs, "true_mask", prob))
         mil_rise = warmup(int(self.steps), self.mil_warmup)
-        crf_rise = warmup(int(self.steps), self.crf_warmup)
-        return {
-            "loss_mil": self.mil_weight * mil_rise * mil_loss(student_prob, box),
-            "loss_crf": self.crf_weight * crf_rise * dice_loss(student_prob, target),
-        }
+        losses = {"loss_mil": self.mil_weight * mil_rise * mil_loss(prob, box)}
+        masks = {"predicted mask": prob.detach()}
+        if self.crf_weight > 0:
+            masks["CRF target"] = target = self._target(prob, box, seen, batched_inputs)
+            crf_rise = warmup(int(self.steps), self.crf_warmup)
+            losses["loss_crf"] = self.crf_weight * crf_rise * dice_loss(prob, target)
+        self._log_fill(masks, box)
+        return losses
+
+    @torch.no_grad()
+    def _target(
+        self, prob: Tensor, box: Tensor, seen: Tensor, batched_inputs: list[dict]
+    ) -> Tensor:
+        """The mean field from the student's and the teacher's masks, 0 and 1, (B, M, M)."""
+        second, guide = prob, seen
+        if self.teacher is not None or self.guidance == "clean":
+            clean = self.normalize(self._stack(batched_inputs, "teacher_view"))
+            if self.teacher is not None:
+                second = self._logits(self.teacher, clean, batched_inputs).sigmoid()
+            if self.guidance == "clean":
+                guide = clean
+        kernel = mean_field_kernel(self._to_map(guide, prob), **self.kernel)
+        return mean_field(initial_state(prob, second, box), box, kernel, **self.refine)
 
     def train(self, mode: bool = True) -> "MaskAutoLabeler":
         """The teacher stays in evaluation mode: stochastic depth would make its target noisy."""
         super().train(mode)
-        self.teacher.eval()
+        if self.teacher is not None:
+            self.teacher.eval()
         return self
 
     def begin_training(self) -> None:
@@ -152,13 +197,16 @@ class MaskAutoLabeler(nn.Module):
 
     def update_teacher(self) -> None:
         """One EMA step; the trainer calls it after every optimizer step."""
-        update_ema(self.teacher, self.student, self.momentum)
+        if self.teacher is not None:
+            update_ema(self.teacher, self.student, self.momentum)
         self.steps += 1
 
-    def predict(self, image, boxes) -> dict[str, list[MaskRecord]]:
-        """Records of student and teacher for the boxes of one image (`BoxPredictor.predict`)."""
-        networks = {"student": self.student, "teacher": self.teacher}
-        return BoxPredictor(networks, self.normalize, **self.predict_options).predict(image, boxes)
+    def predict(
+        self, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None = None
+    ) -> dict[str, list[MaskRecord]]:
+        """Records of each network for the boxes of one image (`BoxPredictor.predict`)."""
+        predictor = BoxPredictor(self.networks, self.normalize, **self.predict_options)
+        return predictor.predict(image, boxes, classes=classes)
 
     def normalize(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, S, S) to the normalised float input, on the model's device."""
@@ -167,19 +215,34 @@ class MaskAutoLabeler(nn.Module):
     def _stack(self, batched_inputs: list[dict], key: str) -> Tensor:
         return torch.stack([x[key] for x in batched_inputs]).to(self.device)
 
+    def _logits(self, network: nn.Module, views: Tensor, batched_inputs: list[dict]) -> Tensor:
+        """(B, M, M), float32 also where the network runs in lower precision."""
+        areas = torch.tensor([x["box_area"] for x in batched_inputs])
+        known = all("category" in x for x in batched_inputs)
+        extra = {"classes": self._stack(batched_inputs, "category")} if known else {}
+        return network(views, areas, **extra).float()
+
+    def _mask(self, batched_inputs: list[dict], key: str, like: Tensor) -> Tensor:
+        """Masks (S, S) of the crops, resized to the map's (B, M, M)."""
+        return self._to_map(self._stack(batched_inputs, key)[:, None], like)[:, 0]
+
     @staticmethod
     def _to_map(images: Tensor, like: Tensor) -> Tensor:
         """(B, C, S, S) resized bilinearly to the map's (B, C, M, M)."""
         size = like.shape[-2:]
         return F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
 
-    def _log_fill(self, student_prob: Tensor, target: Tensor, box: Tensor) -> None:
+    def _log_fill(self, masks: dict[str, Tensor], box: Tensor) -> None:
         storage = get_event_storage()
-        masks = {"predicted mask": student_prob.detach(), "CRF target": target}
         for name, mask in masks.items():
             fill = float(box_fill(mask, box).mean())
             self.monitors[name].update(fill)
             storage.put_scalar(f"mal/fill of box, {name}", fill)
+
+
+def _check(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"MODEL.MAL.{key} {value!r}: use one of {', '.join(known)}")
 
 
 def _label_refinement(test: CfgNode, kernel: dict, refine: dict) -> LabelRefinement | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mal.crops import Window, test_window
+from mal.crops import BORDERS, Window, test_window
 from mal.label_refinement import LabelRefinement
 from mal.resampling import box_maps, cut_and_resize, sample_boxes, sample_pixels
 from pseudolabel.errors import DataError
@@ -31,10 +31,12 @@ class BoxPredictor:
     and its boxes alone, never on what else is labelled.
 
     Args:
-        networks: {"student": net, "teacher": net}; net(images, box_areas) gives logits (B, M, M).
+        networks: {"student": net, "teacher": net}, or the student alone (or None for the teacher);
+            net(images, box_areas) gives logits (B, M, M).
         normalize: uint8 tensor (B, 3, S, S) -> network input.
         crop_size: S.
         margin: expansion of the crop; .6 gives 1.3x the box.
+        border: what stands beyond the image, as in training (`mal.crops.border_index`).
         thresholds: probability threshold for small, medium and large boxes.
         batch_size: crops per forward pass.
         quality: name of a measure in `pseudolabel.quality.MEASURES`.
@@ -43,12 +45,13 @@ class BoxPredictor:
             tells how sure the network was.
 
     Raises:
-        ValueError: no measure has that name.
+        ValueError: no measure or border has that name, or the measure compares two networks and
+            there is one.
     """
 
     def __init__(
         self,
-        networks: dict[str, nn.Module],
+        networks: dict[str, nn.Module | None],
         normalize: Callable[[Tensor], Tensor],
         *,
         crop_size: int,
@@ -56,18 +59,32 @@ class BoxPredictor:
         thresholds: tuple[float, float, float] = (0.5, 0.5, 0.5),
         batch_size: int = 16,
         quality: str = "expected_iou",
+        border: str = "wrap",
         refinement: LabelRefinement | None = None,
     ):
         if quality not in MEASURES:
             raise ValueError(f"MODEL.MAL.TEST.QUALITY {quality!r}: use one of {sorted(MEASURES)}")
-        self.networks, self.normalize = networks, normalize
-        self.crop_size, self.margin = crop_size, margin
+        if border not in BORDERS:
+            raise ValueError(f"MODEL.MAL.BORDER {border!r}: use one of {', '.join(BORDERS)}")
+        self.networks = {name: net for name, net in networks.items() if net is not None}
+        if len(self.networks) < 2 and "other" in MEASURES[quality].views:
+            alone = sorted(name for name, m in MEASURES.items() if "other" not in m.views)
+            raise ValueError(
+                f"MODEL.MAL.TEST.QUALITY {quality!r} compares student and teacher, and there is"
+                f" one network (MODEL.MAL.TEACHER False): use one of {alone}"
+            )
+        self.normalize = normalize
+        self.crop_size, self.margin, self.border = crop_size, margin, border
         self.thresholds, self.batch_size = tuple(thresholds), batch_size
         self.measure, self.refinement = MEASURES[quality], refinement
 
     @torch.no_grad()
     def predict(
-        self, image: np.ndarray, boxes: np.ndarray, names: Sequence[str] | None = None
+        self,
+        image: np.ndarray,
+        boxes: np.ndarray,
+        names: Sequence[str] | None = None,
+        classes: np.ndarray | None = None,
     ) -> dict[str, list[MaskRecord]]:
         """Mask records, one per box and in order.
 
@@ -79,6 +96,7 @@ class BoxPredictor:
             boxes: (N, 4), XYXY, absolute.
             names: networks whose masks are wanted; default all. A network that neither is wanted
                 nor serves the quality measure does not run.
+            classes: (N,), class of each box for a class-aware decoder, which needs it.
 
         Raises:
             DataError: a network gives no number for a box.
@@ -90,7 +108,8 @@ class BoxPredictor:
         crowded = crowding(boxes) if self.measure.crowding else np.zeros(len(boxes))
         for start in range(0, len(boxes), self.batch_size):
             chunk = slice(start, start + self.batch_size)
-            batch = _Batch(self, pixels, boxes[chunk], names)
+            known = None if classes is None else np.asarray(classes)[chunk]
+            batch = _Batch(self, pixels, boxes[chunk], names, known)
             for name in names:
                 results[name] += batch.records(name, crowded[chunk])
         return results
@@ -104,7 +123,12 @@ class _Batch:
     """The crops of up to `batch_size` boxes and what the networks say of them."""
 
     def __init__(
-        self, options: BoxPredictor, pixels: Tensor, boxes: np.ndarray, names: Sequence[str]
+        self,
+        options: BoxPredictor,
+        pixels: Tensor,
+        boxes: np.ndarray,
+        names: Sequence[str],
+        classes: np.ndarray | None,
     ):
         self.options, self.boxes = options, boxes
         self.height, self.width = pixels.shape[:2]
@@ -112,6 +136,9 @@ class _Batch:
         self.windows = [test_window(box, options.margin) for box in self.clipped]
         sides = self.clipped[:, 2:] - self.clipped[:, :2]
         self.areas = torch.from_numpy(sides.prod(axis=1))
+        self.extra = {}
+        if classes is not None:
+            self.extra["classes"] = torch.as_tensor(classes, dtype=torch.long, device=pixels.device)
         self.spans = [box_to_slices(box, self.height, self.width) for box in boxes]
         crops = self.crops = self._crops(pixels, self.windows)
         wanted = set(names)
@@ -126,12 +153,12 @@ class _Batch:
                 self.mirrored[name] = self._grid(seen)
 
     def _crops(self, pixels: Tensor, windows: list[Window]) -> Tensor:
-        size = self.options.crop_size
-        crops = torch.stack([cut_and_resize(pixels, window, size) for window in windows])
+        size, border = self.options.crop_size, self.options.border
+        crops = torch.stack([cut_and_resize(pixels, window, size, border) for window in windows])
         return self.options.normalize(crops)
 
     def _logits(self, name: str, crops: Tensor) -> Tensor:
-        return self.options.networks[name](crops, self.areas)
+        return self.options.networks[name](crops, self.areas, **self.extra).float()
 
     def _grid(self, logits: Tensor) -> np.ndarray:
         """(B, G, G) probabilities on the boxes."""

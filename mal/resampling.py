@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mal.crops import Window, resize_image
+from mal.crops import Window, border_index, resize_image
 
 _RESIZE = {"mode": "bicubic", "align_corners": False, "antialias": True}
 
 
-def cut_and_resize(image: Tensor, window: Window, size: int) -> Tensor:
-    """A window of the image as a square; what lies outside comes from the opposite side.
+def cut_and_resize(image: Tensor, window: Window, size: int, border: str = "wrap") -> Tensor:
+    """A window of the image as a square; what lies outside comes from the image too.
 
     On the CPU the crop is exactly that of training, by Pillow; elsewhere torch resizes float
     values, one grey level off here and there (more where noise makes the filter overshoot).
@@ -23,13 +23,17 @@ def cut_and_resize(image: Tensor, window: Window, size: int) -> Tensor:
         image: uint8 (H, W, 3).
         window: any position.
         size: S.
+        border: what stands outside, see `mal.crops.border_index`.
 
     Returns:
         uint8 (3, S, S) on the image's device.
+
+    Raises:
+        ValueError: an unknown border.
     """
     # Whole rows first: several times faster than picking pixels by both indices at once.
-    rows = _wrapped(image, 0, window.y0, window.y1)
-    crop = _wrapped(rows, 1, window.x0, window.x1)
+    rows = _cut(image, 0, window.y0, window.y1, border)
+    crop = _cut(rows, 1, window.x0, window.x1, border)
     if image.device.type == "cpu":
         resized = resize_image(np.ascontiguousarray(crop.numpy()), size)
         return torch.from_numpy(resized.copy()).permute(2, 0, 1)
@@ -42,12 +46,12 @@ def resize_on_device(crop: Tensor, size: int) -> Tensor:
     return resized[0].round_().clamp_(0, 255).byte()
 
 
-def _wrapped(image: Tensor, axis: int, start: int, stop: int) -> Tensor:
+def _cut(image: Tensor, axis: int, start: int, stop: int, border: str) -> Tensor:
     length = image.shape[axis]
     if start >= 0 and stop <= length:
         return image.narrow(axis, start, stop - start)
-    index = torch.arange(start, stop, device=image.device) % length
-    return image.index_select(axis, index)
+    index = torch.from_numpy(border_index(start, stop, length, border))
+    return image.index_select(axis, index.to(image.device))
 
 
 def sample_pixels(probability: Tensor, window: Window, rows: slice, columns: slice) -> Tensor:
