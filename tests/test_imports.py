@@ -58,17 +58,18 @@ DETECTRON2 = {
 PLAIN = {
     "mal": "crops decoder decoder_fully_connected decoder_fully_convolutional decoder_product "
     "decoder_query dice encoder encoder_layouts encoder_weights fill_monitor label_refinement "
-    "mean_field mil pasted_blobs predictor resampling views",
+    "mask_supervision mean_field mil pasted_blobs predictor resampling views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
-    "job.buckets job.dry_run job.durable job.found job.inputs job.json_stream job.lease job.merge "
+    "job.buckets job.categories job.dry_run job.durable job.found job.identity job.inputs "
+    "job.json_stream job.labelers job.lease job.merge job.stopping "
     "job.options job.plan job.processes job.ray_adapter job.receipt job.run job.shard job.worker "
     "calibration config_diff quality image_cache image_paths label_job labeler loader mapper "
     "mask_iou masks paired progress rejected "
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
-    "report.statistics report.thresholds report.training review store validation validation_images "
-    "validation_masks validation_records validation_report weights yardsticks",
+    "report.statistics report.thresholds report.training retention retention_table review "
+    "store validation validation_images validation_masks validation_records validation_report weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
