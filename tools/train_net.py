@@ -26,7 +26,10 @@ from torch.multiprocessing import ProcessRaisedException
 import mal.data
 import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
+import masksmith_projects.mask2former.meta_arch
+import masksmith_projects.mask2former.pipeline  # noqa: F401  (these too)
 from mal.config import add_mal_config
+from masksmith_projects.mask2former.config import add_mask2former_config
 from pseudolabel.config import add_masksmith_config, config_changes
 from pseudolabel.distributed import data_error_of, run_everywhere
 from pseudolabel.errors import DataError
@@ -50,6 +53,7 @@ def setup(args: Namespace) -> CfgNode:
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
+    add_mask2former_config(cfg)
     cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
