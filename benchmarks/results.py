@@ -15,16 +15,14 @@ import torch
 from fvcore.common.config import CfgNode
 from stages import ROOT
 
-from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash, nan_to_null, read_json, write_json
 from pseudolabel.mask_iou import score_label_file
+from pseudolabel.retention import MIN_HUMAN_AP, last_evaluation, last_quarter_gain
 from pseudolabel.store import VERSIONED
 
 KIND = "boxes_to_masks"
 MEASUREMENT = "measurement"
 RESULTS = ROOT / "docs/results"
-# A weaker model on human masks says nothing about how good other masks are.
-MIN_HUMAN_AP = 25.0
 _PACKAGES = (*VERSIONED, "detectron2", "fvcore", "opencv-python")
 
 
@@ -46,7 +44,7 @@ def collect(
         DataError: a label file or a run does not have what it should.
     """
     truth = experiment.splits["val"][0]
-    runs = {arm: _arm(experiment.output / f"rcnn_{arm}") for arm in arms}
+    runs = {arm: last_evaluation(experiment.output / f"rcnn_{arm}") for arm in arms}
     return {
         "kind": KIND,
         "name": experiment.name,
@@ -117,39 +115,12 @@ def retention(mal: dict | None, human: dict | None) -> dict[str, Any]:
     """
     ceiling = human["segm/AP"] if human else None
     reached = mal["segm/AP"] if mal else None
-    gain = _last_quarter_gain(human) if human else None
+    gain = last_quarter_gain(human) if human else None
     if ceiling is None or reached is None:
         return {"percent": None, "note": "not measured", "last_quarter_gain": gain}
     if ceiling < MIN_HUMAN_AP:
         return {"percent": None, "note": "under-trained", "last_quarter_gain": gain}
     return {"percent": 100 * reached / ceiling, "note": None, "last_quarter_gain": gain}
-
-
-def _last_quarter_gain(run: dict) -> float | None:
-    history = [(step, ap) for step, ap in run["history"] if ap is not None]
-    earlier = [ap for step, ap in history if step + 1 <= 0.75 * (history[-1][0] + 1)]
-    return history[-1][1] - earlier[-1] if earlier else None
-
-
-def _arm(run_dir: Path) -> dict[str, Any]:
-    """The last evaluation in a run's metrics, and the mask AP of all of them."""
-    path = run_dir / "metrics.json"
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(path, f"no readable metrics ({error})", "train this arm again") from error
-    # A resumed run may repeat an iteration; the later line counts.
-    evaluated = {line["iteration"]: line for line in lines if "segm/AP" in line}
-    if not evaluated:
-        raise DataError(path, "holds no evaluation of masks", "evaluate on val after training")
-    last = evaluated[max(evaluated)]
-    numbers = {k: v for k, v in last.items() if k.startswith(("segm/", "bbox/"))}
-    history = nan_to_null({step: evaluated[step]["segm/AP"] for step in sorted(evaluated)})
-    return {
-        "iteration": last["iteration"],
-        **nan_to_null(numbers),
-        "history": [[step, ap] for step, ap in history.items()],
-    }
 
 
 def _optional_json(path: Path) -> dict | None:

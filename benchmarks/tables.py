@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from results import KIND, MEASUREMENT, MIN_HUMAN_AP, RESULTS
+from results import KIND, MEASUREMENT, RESULTS
 from stages import ROOT
 
 from pseudolabel.errors import DataError
 from pseudolabel.files import atomic_write, read_json
 from pseudolabel.masks import SIZE_BINS
+from pseudolabel.retention import METRICS, MIN_HUMAN_AP
 
 PAGE = ROOT / "docs/results.md"
 README = ROOT / "README.md"
@@ -28,12 +29,6 @@ files hold commands, hashes, versions and the raw numbers. `make results NAME=..
 LABELER_NAMES = {"filled_box": "filled box", "ellipse": "exact ellipse", "grabcut": "GrabCut"}
 ARM_NAMES = {"human": "human masks", "mal": "MAL labels"}
 SIZE_TITLES = ("S < 32²", "M < 96²", "L ≥ 96²")
-AP_COLUMNS = {
-    "mask AP": "segm/AP",
-    "AP50": "segm/AP50",
-    "AP75": "segm/AP75",
-    "box AP (control)": "bbox/AP",
-}
 # Shorter stages do not decide whether somebody has the time to run this.
 SHOWN_SECONDS = 5
 
@@ -166,8 +161,8 @@ def _arms_table(result: dict[str, Any]) -> str:
         run = result["arms"][arm]
         share = {"human": "100 %", "mal": _retention_cell(result["retention"])}.get(arm, "–")
         name = ARM_NAMES.get(arm, arm)
-        rows.append([name, *(_ap(run.get(key)) for key in AP_COLUMNS.values()), share])
-    return markdown_table(["Mask R-CNN trained on", *AP_COLUMNS, "retention"], rows)
+        rows.append([name, *(_ap(run.get(key)) for key in METRICS.values()), share])
+    return markdown_table(["Mask R-CNN trained on", *METRICS, "retention"], rows)
 
 
 def _retention_cell(retention: dict[str, Any]) -> str:

@@ -69,7 +69,8 @@ PLAIN = {
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training retention retention_table review "
-    "store validation validation_images validation_masks validation_records validation_report weights yardsticks",
+    "store validation validation_images validation_masks validation_records validation_report "
+    "weights yardsticks",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
