@@ -1,119 +1,35 @@
-"""Decoder, and its product with an encoder."""
-
-import math
+"""Encoder and decoder together, and how a config names them."""
 
 import pytest
 import torch
+from detectron2.config import get_cfg
 from torch import nn
 
+from mal.config import add_mal_config
 from mal.decoder import KVDecoder
 from mal.encoder import ViTEncoder
-from mal.network import MaskNetwork
+from mal.network import DECODERS, MaskNetwork, build_decoder, build_network
+from pseudolabel.errors import DataError
 
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 48, "depth": 2, "num_heads": 3}
-AREAS = torch.tensor([50.0, 5000.0, 20000.0, 1024.0, 9216.0, 1023.9])
 
 
-def _decoder(**overrides):
-    torch.manual_seed(0)
-    return KVDecoder(**{"in_dim": 8, "hidden_dim": 8, "out_dim": 6, "map_size": 24, **overrides})
-
-
-# decoder --------------------------------------------------------------------------------------
-
-
-def test_value_map_sizes_per_bin():
-    """A 32 x 32 feature map gives V of 32, 64 and 128 for the three bins (upsampling included)."""
-    decoder = KVDecoder(4, 4, 4, num_convs=2, map_size=128)
-    sides = []
-    decoder.value[-1].register_forward_hook(lambda _, __, out: sides.append(tuple(out.shape[2:])))
-    logits = decoder(torch.randn(3, 4, 32, 32), torch.tensor([100.0, 2000.0, 10000.0]))
-    assert sides == [(32, 32), (64, 64), (128, 128)]
-    assert logits.shape == (3, 128, 128)
-
-
-def test_mixed_batch_equals_per_bin_batches():
-    decoder = _decoder()
-    features = torch.randn(len(AREAS), 8, 6, 6)
-    mixed = decoder(features, AREAS)
-    assert mixed.shape == (len(AREAS), 24, 24)
-    for i, area in enumerate(AREAS):
-        alone = decoder(features[i : i + 1], area[None])
-        assert torch.allclose(mixed[i], alone[0], atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("area", "scale"), [(1023.9, 0.5), (1024.0, 1.0), (9215.9, 1.0), (9216.0, 2.0), (1e12, 2.0)]
-)
-def test_bins_are_half_open(area, scale):
-    features = torch.randn(1, 8, 6, 6)
-    binned = _decoder()(features, torch.tensor([area], dtype=torch.float64))
-    fixed = _decoder(scales=(scale,) * 3)(features, torch.tensor([1.0]))
-    assert torch.equal(binned, fixed)
-    assert binned.std() > 0
-
-
-def test_equal_scales_are_one_batch():
-    decoder = _decoder(scales=(4.0, 4.0, 4.0), upsample=2.0)
-    calls = []
-    decoder.value[0].register_forward_hook(lambda _, __, out: calls.append(tuple(out.shape)))
-    decoder(torch.randn(len(AREAS), 8, 3, 3), AREAS)
-    assert calls == [(len(AREAS), 8, 12, 12)]
-
-
-def test_logit_is_the_product_of_key_and_value():
-    decoder = _decoder(num_convs=1, scales=(1, 1, 1), upsample=1, map_size=5)
-    features = torch.randn(2, 8, 5, 5)
-    key = decoder.key(features.mean((2, 3)))
-    value = decoder.value[0](features).clamp(min=0)
-    expected = torch.stack([(key[b, :, None, None] * value[b]).sum(0) for b in range(2)])
-    assert torch.allclose(decoder(features, AREAS[:2]), expected, atol=1e-5)
-
-
-def test_gradient_reaches_every_parameter_in_a_mixed_batch():
-    decoder = _decoder()
-    features = torch.randn(len(AREAS), 8, 6, 6, requires_grad=True)
-    decoder(features, AREAS).square().sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in decoder.parameters())
-    assert features.grad.flatten(1).any(1).all()
-
-
-def test_empty_batch_keeps_shape_and_graph():
-    decoder = _decoder()
-    logits = decoder(torch.zeros(0, 8, 6, 6), torch.zeros(0))
-    assert logits.shape == (0, 24, 24)
-    logits.sum().backward()
-    assert decoder.value[0].weight.grad is not None
-
-
-def test_logits_are_float32_under_autocast():
-    decoder = _decoder()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = decoder(torch.randn(2, 8, 6, 6), AREAS[:2])
-    assert logits.dtype == torch.float32
-
-
-def test_initialisation_of_the_value_head():
-    decoder = _decoder(in_dim=64, hidden_dim=64, out_dim=64)
-    for conv in decoder.value:
-        assert not conv.bias.any()
-        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (64 * 9)), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    "bad", [{"num_convs": 0}, {"scales": (1, 2)}, {"scales": (0, 1, 2)}, {"upsample": 0}]
-)
-def test_impossible_decoders_are_refused(bad):
-    with pytest.raises(ValueError, match="required"):
-        _decoder(**bad)
-
-
-# both -----------------------------------------------------------------------------------------
+def tiny_cfg(opts=()):
+    cfg = get_cfg()
+    add_mal_config(cfg)
+    mal = cfg.MODEL.MAL
+    mal.CROP_SIZE, mal.MAP_SIZE = 32, 24
+    mal.ENCODER.NAME, mal.ENCODER.PATCH_SIZE = "vit_tiny_patch16_224", 8
+    mal.ENCODER.EMBED_DIM, mal.ENCODER.DEPTH, mal.ENCODER.NUM_HEADS = 24, 1, 2
+    mal.DECODER.HIDDEN_DIM, mal.DECODER.OUT_DIM, mal.DECODER.GRID = 16, 8, 2
+    cfg.merge_from_list([f"MODEL.MAL.{o}" if i % 2 == 0 else o for i, o in enumerate(opts)])
+    return cfg
 
 
 def test_network_is_decoder_of_encoder_and_learns():
     torch.manual_seed(0)
-    network = MaskNetwork(ViTEncoder(**TINY, image_size=32, patch_size=8), _decoder(in_dim=48))
+    decoder = KVDecoder(in_dim=48, hidden_dim=8, out_dim=6, map_size=24)
+    network = MaskNetwork(ViTEncoder(**TINY, image_size=32, patch_size=8), decoder)
     images = torch.randn(2, 3, 32, 32)
     areas = torch.tensor([500.0, 50_000.0])
     target = (images.mean(1) > 0).float()[:, 4:28, 4:28]
@@ -130,3 +46,54 @@ def test_network_is_decoder_of_encoder_and_learns():
     network.eval()
     features = network.encoder(images)
     assert torch.equal(network(images, areas), network.decoder(features, areas))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_config_names_the_decoder_and_its_sizes(name):
+    network = build_network(tiny_cfg(["DECODER.NAME", name, "DECODER.NUM_CLASSES", 3]))
+    assert type(network.decoder) is DECODERS[name][0]
+    assert network.decoder.num_classes == 3
+    images, areas = torch.randn(2, 3, 32, 32), torch.tensor([500.0, 50_000.0])
+    maps = [network(images, areas, torch.tensor([i, i])) for i in range(3)]
+    assert maps[0].shape == (2, 24, 24)
+    assert not torch.equal(maps[0], maps[1])
+    with pytest.raises(ValueError, match="3 classes needs the class"):
+        network(images, areas)
+
+
+@pytest.mark.parametrize(
+    ("opts", "changed"),
+    [
+        (["DECODER.HIDDEN_DIM", 24], "key.0.weight"),
+        (["DECODER.OUT_DIM", 12], "key.2.weight"),
+        (["DECODER.NUM_CONVS", 5], "value.4.weight"),
+        (["DECODER.NAME", "query", "DECODER.QUERY_LAYERS", 4], "layers.3.mlp.0.weight"),
+        (["DECODER.NAME", "fully_connected", "DECODER.GRID", 4], "hidden.weight"),
+    ],
+)
+def test_every_size_reaches_its_decoder(opts, changed):
+    base = ["DECODER.NAME", opts[1]] if opts[0] == "DECODER.NAME" else []
+    before, after = (build_decoder(tiny_cfg(o), 24).state_dict() for o in (base, opts))
+    assert changed not in before or before[changed].shape != after[changed].shape
+
+
+def test_numbers_without_a_shape_reach_their_decoder():
+    opts = ["DECODER.SCALES", (1.0, 2.0, 4.0), "DECODER.UPSAMPLE", 3.0, "MAP_SIZE", 20]
+    decoder = build_decoder(tiny_cfg(opts), 24)
+    assert (decoder.scales, decoder.upsample, decoder.map_size) == ((1.0, 2.0, 4.0), 3.0, 20)
+    query = build_decoder(tiny_cfg(["DECODER.NAME", "query", "DECODER.QUERY_HEADS", 4]), 24)
+    assert query.layers[0].attention.num_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DECODER.NAME", "atention"], "'atention'.*use one of attention, fully_connected, fully"),
+        (["DECODER.NUM_CONVS", 0], "MODEL.MAL.DECODER: num_convs >= 1"),
+        (["DECODER.NUM_CLASSES", -2], "MODEL.MAL.DECODER: .*num_classes >= 0"),
+        (["DECODER.NAME", "query", "DECODER.QUERY_HEADS", 5], "divide hidden_dim"),
+    ],
+)
+def test_impossible_configs_are_refused(opts, message):
+    with pytest.raises(DataError, match=message):
+        build_decoder(tiny_cfg(opts), 24)
