@@ -25,7 +25,8 @@ class Options:
         truth: COCO or LVIS JSON with human masks of all or some records.
         metrics: `metrics.json` of training runs.
         results: recorded experiments, `docs/results/*.json`.
-        sweep: JSON with `thresholds`, `mIoU` and `chosen`, of the threshold on probabilities.
+        sweep: JSON with `thresholds`, `mIoU`, `chosen` and optionally `by_size`, of the threshold
+            on probabilities, as `mal.sweep` makes it.
         command: shown on the page as what made the labels.
         worst, random: pictures for each class.
         seed: of the random pictures.

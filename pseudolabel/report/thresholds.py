@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pseudolabel.checks import is_number
+from pseudolabel.checks import is_integer, is_number
 from pseudolabel.errors import DataError
 from pseudolabel.files import read_json
 from pseudolabel.report.charts import Axis, Line, lines
@@ -66,31 +66,66 @@ def _quality_sweep(report: Report) -> list[Html]:
 
 def _mask_sweep(path: str | Path) -> Html:
     data = read_json(path)
-    steps, ious, chosen = (data.get(key) for key in ("thresholds", "mIoU", "chosen"))
-    sound = isinstance(steps, list) and isinstance(ious, list) and is_number(chosen)
-    if (
-        not sound
-        or not steps
-        or len(steps) != len(ious)
-        or not all(map(is_number, [*steps, *ious]))
-    ):
-        raise DataError(
-            path,
-            "is no sweep",
-            'write {"thresholds": [...], "mIoU": [...], "chosen": x} with lists of equal length',
-        )
-    points = sorted(zip(steps, ious))
+    steps, chosen = data.get("thresholds"), data.get("chosen")
+    sizes = data.get("by_size", {})
+    if not isinstance(sizes, dict) or not _is_curve(data, steps, chosen is None):
+        raise _no_sweep(path)
+    for name, part in sizes.items():
+        if not isinstance(part, dict) or not _is_curve(part, steps):
+            raise _no_sweep(path, f"by_size {name}")
+    ious = data["mIoU"]
     low, high = min(ious), max(ious)
     margin = 0.1 * (high - low) or 0.05
-    best = max(points, key=lambda point: point[1])[0]
-    caption = f"Chosen: {chosen:g}. The best mIoU is {high:.3f}, at {best:g}."
+    caption = _choice("All", data, steps)
     picture = lines(
-        [Line("mIoU", points)],
-        Axis("threshold on the mask's probability", points[0][0], points[-1][0]),
+        [Line("mIoU", sorted(zip(steps, ious)))],
+        Axis("threshold on the mask's probability", min(steps), max(steps)),
         Axis("mIoU", low - margin, high + margin),
         caption,
-        mark=chosen,
+        mark=-1 if chosen is None else chosen,
     )
-    return Html(
-        '<h3>Where to cut the mask</h3><div class="charts">' + figure(picture, caption) + "</div>"
+    parts = [
+        Html("<h3>Where to cut the mask</h3>"),
+        Html(f'<div class="charts">{figure(picture, caption)}</div>'),
+    ]
+    if sizes:
+        parts.append(paragraph(" ".join(_choice(name, row, steps) for name, row in sizes.items())))
+        columns = [data, *sizes.values()]
+        rows = [[f"{steps[k]:g}", *(number(c["mIoU"][k]) for c in columns)] for k in _order(steps)]
+        header = ["probability above", "all", *sizes]
+        parts.append(details("mIoU by size of the box", table(header, rows)))
+    return join(parts)
+
+
+def _is_curve(part: dict, steps: object, no_choice: bool = False) -> bool:
+    """Whether an entry has one mIoU per threshold, all of them numbers, and states the choice."""
+    ious = part.get("mIoU")
+    return (
+        isinstance(steps, list)
+        and isinstance(ious, list)
+        and 0 < len(steps) == len(ious)
+        and all(map(is_number, [*steps, *ious]))
+        and (no_choice or is_number(part.get("chosen")))
     )
+
+
+def _no_sweep(path: str | Path, record: str | None = None) -> DataError:
+    return DataError(
+        path,
+        "is no sweep",
+        'write {"thresholds": [...], "mIoU": [...], "chosen": x} with lists of equal length, or '
+        "give --config-file and --weights to make it",
+        record,
+    )
+
+
+def _order(steps: list[float]) -> list[int]:
+    return sorted(range(len(steps)), key=steps.__getitem__)
+
+
+def _choice(name: str, part: dict, steps: list[float]) -> str:
+    best = max(_order(steps), key=part["mIoU"].__getitem__)
+    count = f" ({part['instances']:,} boxes)" if is_integer(part.get("instances")) else ""
+    chosen = "one for each size" if part.get("chosen") is None else f"{part['chosen']:g}"
+    found = f"the best mIoU is {part['mIoU'][best]:.3f}, at {steps[best]:g}"
+    return f"{name}{count}: chosen {chosen}; {found}."

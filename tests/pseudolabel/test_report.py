@@ -59,6 +59,7 @@ def everything(folder):
     }
     (folder / "result.json").write_text(json.dumps(result))
     sweep = {"thresholds": [0.3, 0.5, 0.7], "mIoU": [0.6, 0.8, 0.7], "chosen": 0.5}
+    sweep["by_size"] = {SCRIPT: {"mIoU": [0.6, 0.8, 0.9], "chosen": 0.3, "instances": 2}}
     (folder / "sweep.json").write_text(json.dumps(sweep))
     return {
         "truth": folder / "human.json",
@@ -200,6 +201,13 @@ BAD = [
     ("labels.rejects.jsonl", "{}\nnull\n", "line 2"),
     ("human.json", '{"images": [], "annotations": [], "categories": []}', "no human mask of any"),
     ("sweep.json", '{"thresholds": [0.1], "mIoU": [], "chosen": 0.1}', "is no sweep"),
+    ("sweep.json", '{"thresholds": [0.1], "mIoU": [0.5], "chosen": "x"}', "is no sweep"),
+    ("sweep.json", '{"thresholds": [0.1], "mIoU": [0.5], "by_size": []}', "is no sweep"),
+    (
+        "sweep.json",
+        '{"thresholds": [0.1], "mIoU": [0.5], "by_size": {"small": {"mIoU": [0.5]}}}',
+        "sweep.json (by_size small): is no sweep",
+    ),
     ("sweep.json", '{"thresholds": [0.1], "mIoU": [NaN], "chosen": 0.1}', "is no sweep"),
     ("result.json", '{"kind": "speed"}', "of kind 'speed'"),
     ("result.json", '{"kind": "boxes_to_masks", "arms": 3}', "garbles"),
@@ -262,6 +270,18 @@ def test_images_of_the_calibration_do_not_count_as_unseen(folder, facts, left_ou
     found = re.search(r"records compared\s+(\d+)\b", page.text)
     assert (found and int(found[1])) == compared
     assert ("no others have one" in page.text) == (compared is None)
+
+
+def test_a_sweep_states_the_choice_and_the_best(folder):
+    small = {"mIoU": [0.5, 0.7], "chosen": 0.2, "instances": 1200}
+    sweep = {"thresholds": [0.4, 0.2], "mIoU": [0.25, 0.5], "chosen": None}
+    sweep["by_size"] = {"small": small}
+    (folder / "sweep.json").write_text(json.dumps(sweep))
+    _, page = make(folder, sweep=folder / "sweep.json")
+    assert "All: chosen one for each size; the best mIoU is 0.500, at 0.2." in page.text
+    assert "small (1,200 boxes): chosen 0.2; the best mIoU is 0.700, at 0.2." in page.text
+    # Rows by threshold, whatever the order of the file.
+    assert re.search(r"0\.2\s+0\.500\s+0\.700\s+0\.4\s+0\.250\s+0\.500", page.text)
 
 
 def test_links_out_of_the_image_folder_are_drawn_where_allowed(folder, tmp_path_factory):

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import mal.data  # noqa: F401  (registers its pipeline)
+from mal.mask_auto_labeler import MaskAutoLabeler
 from pseudolabel.report import drawing
 from tests.pseudolabel.report_files import SCRIPT, Page, edit_json, write_labels
+from tests.tiny import tiny_config
 from tests.tools.commands import ROOT, SMALL_DISK, load_command
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -50,6 +54,26 @@ def test_page_and_queue(folder, capsys):
     assert len((folder / "q/queue.csv").read_text().splitlines()) == 3
 
 
+def test_a_sweep_is_made_shown_and_kept(folder, capsys):
+    model = ["--config-file", "config.yaml", "--weights", "model.pth"]
+    cfg = tiny_config("mal/sample", folder / "human.json", folder)
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.manual_seed(0)
+    torch.save({"model": MaskAutoLabeler(cfg).state_dict()}, folder / "model.pth")
+    options = ["--truth", "human.json", "--sweep", "sweep.json", "--sweep-images", "2"]
+    assert run(*options, *model) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "wrote sweep.json: 4 boxes of 2 images"
+    made, page = (folder / "sweep.json").read_text(), (folder / "page.html").read_text()
+    assert "All (4 boxes): chosen 0.5; the best mIoU is" in Page(page).text
+    # Without the model the file is read.
+    assert run(*options) == 0
+    assert (folder / "sweep.json").read_text() == made
+    assert (folder / "page.html").read_text() == page
+    assert run(*options, *model[:2], "--weights", "none.pth") == 1
+    assert "none.pth" in capsys.readouterr().err
+    assert (folder / "sweep.json").read_text() == made
+
+
 def test_links_are_followed_where_allowed(folder, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "2.png"
     (folder / "2.png").rename(elsewhere)
@@ -77,6 +101,13 @@ USAGE = [
     (["--output", "labels.manifest.json"], "replace the input"),
     (["--truth", "human.json", "--output", "human.json"], "replace the input"),
     (["--output", "."], "is a folder"),
+    (["--weights", "x.pth", "--truth", "human.json"], "--config-file"),
+    (["--weights", "x", "--config-file", "y", "--sweep", "s.json"], "--truth"),
+    (["--sweep-images", "-1"], "--sweep-images"),
+    (
+        ["--weights=x", "--config-file=y", "--truth=human.json", "--sweep=human.json"],
+        "replace the input",
+    ),
     (["--output", "q.csv", "--queue", "1", "--queue-output", "q.json"], "the same file"),
 ]
 
