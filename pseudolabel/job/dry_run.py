@@ -12,11 +12,9 @@ import numpy as np
 
 from pseudolabel.checks import strict_json
 from pseudolabel.errors import DataError
-from pseudolabel.job.found import find_in_image
 from pseudolabel.job.plan import Source, default_shard_boxes
-from pseudolabel.job.shard import seed_process, write_part
+from pseudolabel.job.shard import annotator, seed_process, write_part
 from pseudolabel.job.worker import limit_threads
-from pseudolabel.label_job import label_image
 from pseudolabel.labeler import Labeler
 from pseudolabel.store import LabelResult, group_by_image
 
@@ -31,14 +29,14 @@ class _Timed:
     def __init__(self, labeler: Labeler):
         self._labeler, self.name, self.seconds = labeler, labeler.name, 0.0
 
-    def label(self, image: np.ndarray, boxes: np.ndarray | None) -> list:
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._labeler, name)
+
+    def label(self, image: np.ndarray, boxes: np.ndarray | None, **more: Any) -> list:
         begin = time.perf_counter()
-        found = self._labeler.label(image, boxes)
+        found = self._labeler.label(image, boxes, **more)
         self.seconds += time.perf_counter() - begin
         return found
-
-    def describe(self) -> dict[str, Any]:
-        return self._labeler.describe()
 
 
 @dataclass
@@ -95,7 +93,7 @@ def calibrate(
     images = [image for image in source.images() if image["id"] in wanted]
     jobs = group_by_image(images, (a for a in source.annotations() if a["image_id"] in wanted))
     annotate = functools.partial(
-        label_image if source.annotations_in else find_in_image, allow_links=allow_links
+        annotator(labeler, source.annotations_in == 0), allow_links=allow_links
     )
     timed, result = _Timed(labeler), LabelResult()
     if jobs:

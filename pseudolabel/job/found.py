@@ -1,6 +1,8 @@
 """Images without boxes: a labeler finds its own instances, and the image is the unit of account."""
 
 import hashlib
+import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +115,7 @@ class ImageSource:
     def _list_folder(self) -> list[str]:
         if not self.root.is_dir():
             raise DataError(self.root, "is no folder", "name the folder of the images")
-        files = (p for p in self.root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        names = sorted(path.relative_to(self.root).as_posix() for path in files)
+        names = sorted(path.relative_to(self.root).as_posix() for path in _image_files(self.root))
         if not names:
             raise DataError(self.root, "holds no image", "name the folder of the images")
         return names
@@ -140,7 +141,21 @@ class ImageSource:
 
     def list_sha256(self) -> str:
         """Hash of the names in a folder."""
-        return hashlib.sha256("\n".join(self.names).encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+
+
+def _image_files(root: Path) -> Iterator[Path]:
+    """By their suffixes. A link counts, wherever it leads: it is a reject if it may not be followed
+    or leads nowhere. Folders that are links are not entered, and a pipe or device is no image."""
+
+    def stop(error: OSError) -> None:
+        problem = f"cannot be listed ({error.strerror})"
+        raise DataError(error.filename, problem, "correct its rights") from error
+
+    for folder, _, files in os.walk(root, onerror=stop):
+        for path in (Path(folder, name) for name in files):
+            if path.suffix.lower() in SUFFIXES and (path.is_symlink() or path.is_file()):
+                yield path
 
 
 def find_in_image(

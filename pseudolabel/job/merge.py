@@ -16,14 +16,14 @@ from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
 from pseudolabel.job.durable import read_lines, sync_folder, write_lines
 from pseudolabel.job.plan import Plan, PlanRow
-from pseudolabel.job.receipt import Receipt, read_receipt
+from pseudolabel.job.receipt import Receipt, proven_receipt, read_receipt
 from pseudolabel.job.shard import SECTIONS
 from pseudolabel.store import installed_versions, output_paths
 
 # Parts that are merged at once; each is an open file.
 FAN_IN = 64
 NAMED = 10
-AGAIN = "repeat the command, which labels what is missing"
+AGAIN = "repeat the command (of a cluster, all its tasks), which labels what is missing"
 
 
 def merge(plan: Plan, job: Path, output: str | Path, extra: dict | None = None) -> dict[str, Any]:
@@ -62,10 +62,13 @@ def merge(plan: Plan, job: Path, output: str | Path, extra: dict | None = None) 
 
 
 def checked_receipts(plan: Plan, job: Path) -> list[Receipt]:
-    """The receipts of all shards, with the parts that they stand for.
+    """The receipts of all shards; every part is read, to compare its hash.
+
+    A receipt whose part is not the file that was labelled is removed, so that whoever has the shard
+    labels it again.
 
     Raises:
-        DataError: one is missing, or its part is not the file that was labelled.
+        DataError: a receipt is missing or has been removed.
     """
     receipts = [read_receipt(row, job) for row in plan.rows]
     missing = [row.name for row, receipt in zip(plan.rows, receipts) if receipt is None]
@@ -77,10 +80,13 @@ def checked_receipts(plan: Plan, job: Path) -> list[Receipt]:
             f"{_list(missing)}",
             AGAIN,
         )
-    for row, receipt in zip(plan.rows, receipts):
-        path = row.part_path(job)
-        if not path.is_file() or file_hash(path) != receipt.part_sha256:
-            raise DataError(path, "is missing or not the file of its receipt", AGAIN)
+    damaged = [row for row in plan.rows if proven_receipt(row, job) is None]
+    for row in damaged:
+        row.receipt_path(job).unlink(missing_ok=True)
+    if damaged:
+        more = f" (and {len(damaged) - 1} others)" if len(damaged) > 1 else ""
+        problem = f"is missing or not the file of its receipt{more}"
+        raise DataError(damaged[0].part_path(job), problem, AGAIN)
     if file_hash(job / "head.json") != plan.head_sha256:
         raise DataError(job / "head.json", "is damaged", "start anew with --restart")
     return receipts
@@ -198,6 +204,12 @@ def add_counts(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def nothing_labelled(manifest: dict[str, Any]) -> bool:
+    """Whether every image was rejected, which a wrong image folder does."""
+    images = manifest["job"]["images"]
+    return images > 0 and manifest["counts"]["images"].get("rejected", 0) == images
+
+
 EMPTY = {"images": {}, "annotations_out": 0, "annotations_rejected": 0, "mask_source": {}}
 
 
@@ -221,6 +233,7 @@ def _manifest(
         "seconds": round(sum(receipt.run["seconds"] for receipt in receipts), 1),
         "job": {
             "plan_sha256": plan.sha256(),
+            "identity": identity,
             "mode": identity["mode"],
             "shards": len(plan.rows),
             "shard_boxes": identity["shard_boxes"],

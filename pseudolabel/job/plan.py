@@ -22,9 +22,9 @@ from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
 from pseudolabel.job.buckets import bucket_jobs
 from pseudolabel.job.durable import read_record, write_lines, write_record
-from pseudolabel.store import ImageJob, version_of
+from pseudolabel.store import ImageJob
 
-FORMAT = 1
+FORMAT = 2
 SHARD_BOXES = 15_000
 # A small input is cut finer, so that it has shards for several workers.
 FEWEST_BOXES, FEWEST_SHARDS = 250, 32
@@ -89,7 +89,7 @@ class Plan:
     """All shards of a job, and what they depend on.
 
     Attributes:
-        identity: input, hashes, labeler, seed, shard size; equal identities give equal labels.
+        identity: of the job, see `identity.Command`; equal identities give equal labels.
         rows: in the order of image ids.
         head_sha256: of head.json.
     """
@@ -133,31 +133,6 @@ def default_shard_boxes(source: Source) -> int:
     """About 15,000 boxes per shard; fewer for a small input, by its own size alone."""
     boxes = max(source.annotations_in, len(source.image_ids))
     return min(SHARD_BOXES, max(FEWEST_BOXES, boxes // FEWEST_SHARDS))
-
-
-def make_identity(
-    files: dict[str, Any],
-    labeler: dict[str, Any],
-    seed: int,
-    shard_boxes: int,
-    allow_links: bool = False,
-) -> dict[str, Any]:
-    """What the labels depend on, for `Plan.identity`.
-
-    Args:
-        files: mode ("boxes", "results" or "found"), names and hashes of the input.
-        labeler: its description, with the hashes of config and weights.
-        seed, shard_boxes, allow_links: of the command.
-    """
-    return {
-        "format": FORMAT,
-        "masksmith": version_of("masksmith"),
-        **files,
-        "labeler": labeler,
-        "seed": seed,
-        "shard_boxes": shard_boxes,
-        "allow_links": allow_links,
-    }
 
 
 def make_plan(source: Source, job: Path, identity: dict[str, Any]) -> Plan:
@@ -236,33 +211,3 @@ def load_plan(job: Path) -> Plan | None:
     if not sound:
         raise DataError(path, "is damaged", "start anew with --restart")
     return plan
-
-
-def refuse_other(job: Path, planned: dict[str, Any], given: dict[str, Any]) -> None:
-    """Stops a resume whose labels could differ from those of the job's beginning.
-
-    Raises:
-        DataError: naming every value that differs.
-    """
-    was, now = dict(_flat(planned)), dict(_flat(given))
-    different = [
-        f"{key} was {_short(was.get(key))}, is {_short(now.get(key))}"
-        for key in sorted(was.keys() | now.keys())
-        if was.get(key) != now.get(key)
-    ]
-    if different:
-        problem = f"the unfinished job differs from this command: {'; '.join(different)}"
-        raise DataError(job, problem, RESTART)
-
-
-def _flat(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
-        if isinstance(entry, dict):
-            yield from _flat(entry, f"{prefix}{key}.")
-        else:
-            yield prefix + key, entry
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else f"{text[:13]}..."

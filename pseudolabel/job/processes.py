@@ -3,7 +3,6 @@
 import logging
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 from pseudolabel.errors import DataError
 from pseudolabel.job.options import JobOptions
 from pseudolabel.job.plan import Plan, PlanRow, load_plan
+from pseudolabel.job.stopping import obey_the_launcher, stop_held_back
 from pseudolabel.job.worker import work
 from pseudolabel.labeler import Labeler
 from pseudolabel.progress import Progress
@@ -131,14 +131,14 @@ def run_processes(
     cells = context.RawArray("q", workers * (len(STATUSES) + 1))
     numbers = [row.shard for row in rows]
     meter = Meter(plan, done, Tally(cells))
-    with one_thread_each():
-        children = [
-            context.Process(target=_child, args=(build, job, options.images, numbers, cells, k))
-            for k in range(workers)
-        ]
-        for child in children:
-            child.start()
+    children: list[BaseProcess] = []
     try:
+        with one_thread_each(), stop_held_back():
+            for k in range(workers):
+                arguments = build, job, options.images, numbers, cells, k
+                child = context.Process(target=_child, args=arguments)
+                child.start()
+                children.append(child)
         while any(child.is_alive() for child in children):
             for child in children:
                 child.join(UPDATE_SECONDS / workers)
@@ -171,9 +171,7 @@ def _stop(children: list[BaseProcess]) -> None:
 def _child(
     build: BuildLabeler, job: Path, images: Path, numbers: list[int], cells: Any, k: int
 ) -> None:
-    # The launcher decides on Ctrl-C, which the terminal sends to all.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    obey_the_launcher()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     try:
         plan = load_plan(job)

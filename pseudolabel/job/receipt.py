@@ -1,13 +1,14 @@
 """Receipts: what a finished shard holds. They are the checkpoint of a job."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pseudolabel.files import file_hash
 from pseudolabel.job.durable import read_record, write_record
-from pseudolabel.job.plan import Plan, PlanRow
+from pseudolabel.job.plan import PlanRow
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ class Receipt:
     Attributes:
         shard: number of the shard.
         input_sha256, labeler_sha256, ids_sha256, seed: of the plan; ids those found in the part.
-        part_sha256: hash of the part file.
+        part_sha256, part_bytes: hash and size of the part file.
         images, annotations_in: what went in.
         counts: `LabelResult.counts()` of what came out.
         run: device, dtype, host, seconds; facts of the run, which no label depends on.
@@ -31,6 +32,7 @@ class Receipt:
     ids_sha256: str
     seed: int
     part_sha256: str
+    part_bytes: int
     images: int
     annotations_in: int
     counts: dict[str, Any]
@@ -72,14 +74,24 @@ def proven_receipt(row: PlanRow, job: Path) -> Receipt | None:
     return receipt if proven else None
 
 
-def drop_unproven(plan: Plan, job: Path) -> list[Receipt]:
+def likely_receipt(row: PlanRow, job: Path) -> Receipt | None:
+    """`read_receipt`, if a part file of the receipt's size is there, which is cheap to see."""
+    receipt = read_receipt(row, job)
+    try:
+        likely = receipt is not None and row.part_path(job).stat().st_size == receipt.part_bytes
+    except OSError:
+        likely = False
+    return receipt if likely else None
+
+
+def drop_unproven(rows: Iterable[PlanRow], job: Path) -> list[Receipt]:
     """Removes the receipts that nothing proves, so that their shards are labelled again.
 
     Returns:
         The receipts that hold.
     """
     kept = []
-    for row in plan.rows:
+    for row in rows:
         receipt = proven_receipt(row, job)
         if receipt is not None:
             kept.append(receipt)

@@ -10,21 +10,14 @@ from typing import Any
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
 from pseudolabel.job.durable import read_record
+from pseudolabel.job.identity import Command, differences, refuse_other
 from pseudolabel.job.inputs import JobInput
 from pseudolabel.job.lease import acquire, holder
-from pseudolabel.job.merge import checked_receipts, merge
+from pseudolabel.job.merge import merge, nothing_labelled
 from pseudolabel.job.options import JobOptions
-from pseudolabel.job.plan import (
-    FOLDERS,
-    Plan,
-    default_shard_boxes,
-    load_plan,
-    make_identity,
-    make_plan,
-    refuse_other,
-)
+from pseudolabel.job.plan import FOLDERS, Plan, load_plan, make_plan
 from pseudolabel.job.processes import BuildLabeler, run_here, run_processes
-from pseudolabel.job.receipt import drop_unproven
+from pseudolabel.job.receipt import drop_unproven, likely_receipt
 from pseudolabel.labeler import Labeler
 from pseudolabel.store import output_paths
 
@@ -45,18 +38,26 @@ def run_job(
         options: how.
 
     Returns:
-        The manifest; None where other processes have shards still to label (`options.shard`).
+        The manifest, also of a command that had finished before; None where other processes have
+        shards still to label (`options.shard`).
 
     Raises:
         DataError: bad input, an unfinished job of another command, or a job that does not add up.
     """
-    job = options.job
+    job, command = options.job, Command(given, labeler, options)
     refuse_foreign(job)
-    plan = prepare(given, labeler, options)
-    done = {receipt.shard for receipt in drop_unproven(plan, job)}
+    if not options.restart and load_plan(job) is None:
+        manifest = complete_output(command, options.output)
+        if manifest is not None:
+            logger.info("finished: %s is complete (--restart makes it anew)", options.output)
+            return manifest
+    plan = _plan(given, command, options)
     mine = plan.claiming_order()
     if options.shard is not None:
         mine = mine[options.shard[0] :: options.shard[1]]
+    own = {row.shard for row in mine}
+    done = {receipt.shard for receipt in drop_unproven(mine, job)}
+    done |= {r.shard for r in plan.rows if r.shard not in own and likely_receipt(r, job)}
     finished = [row for row in plan.rows if row.shard in done]
     rows = [row for row in mine if row.shard not in done]
     if finished:
@@ -79,27 +80,32 @@ def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
     Raises:
         DataError: it is for other labels, naming what differs.
     """
-    job = options.job
-    settings = (given.identity(), labeler.describe(), options.seed)
+    return _plan(given, Command(given, labeler, options), options)
+
+
+def _plan(given: JobInput, command: Command, options: JobOptions) -> Plan:
+    job, source = options.job, None
     anew = options.restart and job.exists()
-    if anew or load_plan(job) is None:
+    while anew or (plan := load_plan(job)) is None:
         # Bad input leaves no folder behind, and costs none that is there.
-        source = given.open()
+        source = source or given.open()
         if anew:
             remove_job(job)
-        size = options.shard_boxes or default_shard_boxes(source)
+            anew = False
         for name in FOLDERS:
             (job / name).mkdir(parents=True, exist_ok=True)
-    while (plan := load_plan(job)) is None:
-        lease = acquire(job / "leases" / "plan")
+        try:
+            lease = acquire(job / "leases" / "plan")
+        except FileNotFoundError:
+            # Another process has finished with the folder meanwhile.
+            continue
         if lease is None:
             time.sleep(POLL_SECONDS)
             continue
         with lease:
             if load_plan(job) is None:
-                make_plan(source, job, make_identity(*settings, size, options.allow_links))
-    size = options.shard_boxes or plan.identity["shard_boxes"]
-    refuse_other(job, plan.identity, make_identity(*settings, size, options.allow_links))
+                make_plan(source, job, command.begin(source))
+    refuse_other(job, plan.identity, command.repeat(plan.identity))
     return plan
 
 
@@ -126,25 +132,46 @@ def merge_once(plan: Plan, options: JobOptions) -> dict[str, Any]:
                 break
             extra = {"command": options.command} if options.command else {}
             manifest = merge(plan, job, options.output, extra)
-            if not options.keep_job:
+            # Where nothing was labelled, the job shows what went wrong.
+            if not (options.keep_job or nothing_labelled(manifest)):
                 remove_job(job)
             return manifest
-    manifest = finished_manifest(plan, options.output)
-    if manifest is None:
+    manifest = read_record(output_paths(options.output)[2]) or {}
+    if _job_of(manifest).get("plan_sha256") != plan.sha256() or changed(manifest, options.output):
         raise DataError(job, "has been removed by another process", "repeat the command")
     return manifest
 
 
-def finished_manifest(plan: Plan, output: Path) -> dict[str, Any] | None:
-    """The manifest beside an output that was merged from this plan, else None."""
-    labels, rejects, manifest_path = output_paths(output)
-    manifest = read_record(manifest_path) or {}
-    if manifest.get("job", {}).get("plan_sha256") != plan.sha256():
+def complete_output(command: Command, output: Path) -> dict[str, Any] | None:
+    """The manifest beside labels that this very command has finished before, else None.
+
+    Raises:
+        DataError: it has, and the files have been changed since, by hand perhaps.
+    """
+    manifest = read_record(output_paths(output)[2]) or {}
+    identity = _job_of(manifest).get("identity")
+    if not isinstance(identity, dict) or differences(identity, command.repeat(identity)):
         return None
-    for path, key in ((labels, "output_sha256"), (rejects, "rejects_sha256")):
-        if not path.is_file() or file_hash(path) != manifest.get(key):
-            return None
-    return manifest
+    different = changed(manifest, output)
+    there = [path for path in different if path.exists()]
+    if there:
+        raise DataError(
+            there[0],
+            "has been changed since this command finished it",
+            "move the file away to keep it, or make it anew with --restart",
+        )
+    return None if different else manifest
+
+
+def changed(manifest: dict[str, Any], output: Path) -> list[Path]:
+    """Those of labels and rejects that are missing or not the files of their manifest."""
+    files = zip(output_paths(output), ("output_sha256", "rejects_sha256"))
+    return [p for p, key in files if not p.is_file() or file_hash(p) != manifest.get(key)]
+
+
+def _job_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    job = manifest.get("job")
+    return job if isinstance(job, dict) else {}
 
 
 def refuse_foreign(job: Path) -> None:
@@ -173,8 +200,5 @@ def remove_job(job: Path) -> None:
 
 
 def _all_done(plan: Plan, job: Path) -> bool:
-    try:
-        checked_receipts(plan, job)
-    except DataError:
-        return False
-    return True
+    """By the look of it; the merge reads every part."""
+    return all(likely_receipt(row, job) for row in plan.rows)

@@ -14,6 +14,7 @@ import numpy as np
 from pseudolabel.checks import strict_json
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
+from pseudolabel.job.categories import label_with_categories
 from pseudolabel.job.durable import read_lines, write_lines
 from pseudolabel.job.found import find_in_image
 from pseudolabel.job.plan import PlanRow, ids_hash, json_hash
@@ -62,10 +63,10 @@ def label_shard(
         raise DataError(job, "this labeler is not the one of the plan", "give the same options")
     started = time.perf_counter()
     result, given = LabelResult(), []
+    annotate = annotator(labeler, row.finds_boxes)
     seed_process(row.seed)
     for image in read_input(row, job):
         given.extend(a["id"] for a in (*image.boxes, *image.crowds))
-        annotate = find_in_image if row.finds_boxes else label_image
         annotate(image, job, image_root, labeler, result, allow_links=row.allow_links)
         on_image(image, result.images[-1]["status"])
     out = [] if row.finds_boxes else [a["id"] for a in (*result.annotations, *result.rejects)]
@@ -80,6 +81,7 @@ def label_shard(
         ids_sha256=ids_hash(out),
         seed=row.seed,
         part_sha256=file_hash(row.part_path(job)),
+        part_bytes=row.part_path(job).stat().st_size,
         images=len(result.images),
         annotations_in=len(given),
         counts=result.counts(),
@@ -87,6 +89,14 @@ def label_shard(
     )
     write_receipt(row, job, receipt)
     return receipt
+
+
+def annotator(labeler: Labeler, finds_boxes: bool) -> Callable[..., None]:
+    """What labels an image: `label_image`, or the one of its two variants that a labeler needs."""
+    if finds_boxes:
+        return find_in_image
+    aware = getattr(labeler, "needs_categories", False)
+    return label_with_categories if aware else label_image
 
 
 def seed_process(seed: int) -> None:

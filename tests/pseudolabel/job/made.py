@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -34,6 +35,14 @@ class Counting:
 
     def describe(self):
         return {"name": self.name, "weights_sha256": self.weights}
+
+
+class Slow(Counting):
+    """Takes its time."""
+
+    def label(self, image, boxes):
+        time.sleep(0.05)
+        return super().label(image, boxes)
 
 
 class Blocks:
@@ -99,8 +108,9 @@ def label(folder, boxes="boxes.json", labeler=None, images_json=None, build=Coun
         images_json and folder / images_json,
         tuple(getattr(labeler, "categories", ())),
     )
-    settings = {"output": folder / "out/labels.json", "shard_boxes": 4, "start_method": "fork"}
-    options = JobOptions(images=folder, **{**settings, **options})
+    settings = {"images": folder, "output": folder / "out/labels.json"}
+    settings.update({"shard_boxes": 4, "start_method": "fork"})
+    options = JobOptions(**{**settings, **options})
     return run_job(given, labeler, build, options)
 
 
