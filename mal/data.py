@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 # Above this share of boxes left out by a filter, the user hears of it.
 EXCLUDED_WARNING = 0.05
-# What the network is trained on (MODEL.MAL.SUPERVISION).
-SUPERVISIONS = ("box", "mask")
 # Left-out boxes that a warning names; it counts the rest.
 NAMED = 10
 
@@ -311,8 +309,6 @@ class BoxCropPipeline:
                 cannot be used.
         """
         mal = cfg.MODEL.MAL
-        if mal.SUPERVISION not in SUPERVISIONS:
-            raise ValueError(f"MODEL.MAL.SUPERVISION {mal.SUPERVISION!r}: use 'box' or 'mask'")
         dicts = [d for name in cfg.DATASETS.TRAIN for d in DatasetCatalog.get(name)]
         records = box_records(dicts, mal.MIN_AREA, mal.MAX_AREA, masks=mal.SUPERVISION == "mask")
         return build_train_loader(cfg, records, BoxCropMapper(cfg), group_by_aspect=False)

@@ -114,6 +114,7 @@ def test_a_training_killed_in_its_checkpoints_goes_on_from_the_one_before(tmp_pa
         assert load(last)["iteration"] >= start
         start = load(last)["iteration"] + 1
     assert 0 < start < 40
+    cfg.SOLVER.CHECKPOINT_PERIOD = 100
     process = FORK.Process(target=go_on, args=(cfg, start))
     process.start()
     process.join()
