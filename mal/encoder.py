@@ -107,6 +107,11 @@ class ViTEncoder(nn.Module):
             load_encoder_weights(self, weights)
 
     @property
+    def trunk(self) -> nn.Module:
+        """The timm network, which is what pretrained weights are for."""
+        return self.vit
+
+    @property
     def embed_dim(self) -> int:
         """D, channels of the output."""
         return int(self.vit.embed_dim)

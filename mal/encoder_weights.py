@@ -100,7 +100,7 @@ def save_encoder_weights(encoder: nn.Module, path: str | Path) -> None:
     """Writes a safetensors file for `load_encoder_weights`, in half precision, atomically."""
     from safetensors.torch import save
 
-    state = {name: value.half().contiguous() for name, value in encoder.vit.state_dict().items()}
+    state = {name: value.half().contiguous() for name, value in encoder.trunk.state_dict().items()}
     with atomic_write(path, "wb") as file:
         file.write(save(state))
 
@@ -126,7 +126,8 @@ def _published(name: str, source: object) -> State:
             "timm.list_pretrained() lists the names",
         )
     try:
-        model = timm.create_model(name, pretrained=True, num_classes=0)
+        # With its own classifier: timm compares names strictly only then.
+        model = timm.create_model(name, pretrained=True)
     # timm's download ends in errors of half a dozen libraries, which share no other base.
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

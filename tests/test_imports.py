@@ -57,8 +57,8 @@ DETECTRON2 = {
 
 PLAIN = {
     "mal": "crops decoder decoder_fully_connected decoder_fully_convolutional decoder_product "
-    "decoder_query dice encoder encoder_layouts encoder_weights fill_monitor label_refinement "
-    "mask_supervision mean_field mil pasted_blobs predictor resampling views",
+    "decoder_query dice encoder encoder_layouts encoder_pyramid encoder_weights fill_monitor "
+    "label_refinement mask_supervision mean_field mil pasted_blobs predictor resampling views",
     "pseudolabel": "ap ap_backends checkpoints checks conversion defects ema errors "
     "export.coco export.outlines export.source export.voc export.yolo files "
     "job.buckets job.categories job.dry_run job.durable job.found job.identity job.inputs "

@@ -1,14 +1,10 @@
 """Encoders: shapes, order of tokens, weights."""
 
-import argparse
-import logging
-
 import pytest
 import torch
 from torch import nn
 
 from mal.encoder import ConvStem, ViTEncoder
-from mal.encoder_weights import load_encoder_weights
 
 TINY = {"name": "vit_tiny_patch16_224", "embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -74,95 +70,39 @@ def test_input_that_does_not_divide_is_refused():
         encoder(torch.zeros(1, 3, 32, 40))
 
 
-def _save_vit(path, change=None, wrapper=None, image_size=32, **overrides):
-    torch.manual_seed(1)
-    encoder = ViTEncoder(**{**TINY, **overrides}, image_size=image_size)
-    state = {key: value.half() for key, value in encoder.vit.state_dict().items()}
-    state |= {"head.weight": torch.zeros(10, 48), "head.bias": torch.zeros(10)}
-    if change:
-        change(state)
-    torch.save({wrapper: state} if wrapper else state, path)
-    return encoder
-
-
-@pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
-def test_weights_round_trip(tmp_path, wrapper):
-    source = _save_vit(tmp_path / "vit.pth", wrapper=wrapper)
-    encoder = ViTEncoder(**TINY, image_size=32, weights=tmp_path / "vit.pth")
-    for key, value in source.vit.state_dict().items():
-        loaded = encoder.vit.state_dict()[key]
-        assert loaded.dtype == torch.float32
-        assert torch.equal(loaded, value.half().float())
-
-
-def test_weights_from_safetensors(tmp_path):
-    from safetensors.torch import save_file
-
-    source = ViTEncoder(**TINY, image_size=32)
-    save_file(source.vit.state_dict(), tmp_path / "vit.safetensors")
-    encoder = ViTEncoder(**TINY, image_size=32, weights=tmp_path / "vit.safetensors")
-    images = torch.randn(1, 3, 32, 32)
-    assert torch.equal(encoder.eval()(images), source.eval()(images))
-
-
-def test_position_embedding_is_resized_and_prefix_kept(tmp_path):
-    source = _save_vit(tmp_path / "vit.pth", image_size=64)
-    encoder = ViTEncoder(**TINY, image_size=96, weights=tmp_path / "vit.pth")
-    small, large = source.vit.pos_embed.half().float(), encoder.vit.pos_embed
-    assert large.shape == (1, 1 + 36, 48)
-    assert torch.equal(large[:, 0], small[:, 0])
-    corner = large[0, 1:].reshape(6, 6, 48)[0, 0]
-    assert torch.cosine_similarity(corner, small[0, 1], dim=0) > 0.8
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("name", "size", "nearest"),
     [
-        (lambda s: s.pop("blocks.1.attn.qkv.bias"), r"missing: blocks\.1\.attn\.qkv\.bias"),
-        (lambda s: s.update(extra=torch.zeros(1)), "unexpected: extra"),
-        (lambda s: s.update({"norm.bias": torch.zeros(5)}), r"norm\.bias \(5,\) for \(48,\)"),
-        (lambda s: s.update(pos_embed=torch.zeros(1, 7, 48)), "no square grid"),
+        ("vit_small_patch14_dinov2", 512, 518),  # the paper's crops
+        ("vit_small_patch14_dinov2", 128, 126),
+        ("vit_small_patch14_dinov2", 5, 14),
+        ("vit_small_patch16_dinov3", 518, 512),
+        ("vit_tiny_patch16_224", 125, 128),
     ],
 )
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path, change, message):
-    path = tmp_path / "vit.pth"
-    _save_vit(path, change)
-    encoder = ViTEncoder(**TINY, image_size=32)
-    before = {key: value.clone() for key, value in encoder.state_dict().items()}
-    with pytest.raises(ValueError, match=message) as error:
-        load_encoder_weights(encoder, path)
-    assert str(path) in str(error.value)
-    assert all(torch.equal(before[key], value) for key, value in encoder.state_dict().items())
+def test_the_nearest_fitting_crop_size_is_named(name, size, nearest):
+    sizes = {"embed_dim": 48, "depth": 1, "num_heads": 3}
+    with pytest.raises(ValueError, match=rf"{size} is not a multiple .*CROP_SIZE to {nearest}$"):
+        ViTEncoder(name=name, image_size=size, **sizes)
+    ViTEncoder(name=name, image_size=nearest, **sizes)
 
 
-def test_missing_file_and_foreign_content(tmp_path):
-    encoder = ViTEncoder(**TINY, image_size=32)
-    with pytest.raises(FileNotFoundError, match="absent"):
-        load_encoder_weights(encoder, tmp_path / "absent.pth")
-    torch.save({"epoch": 3}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="no state dict"):
-        load_encoder_weights(encoder, tmp_path / "other.pth")
-    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "unsafe.pth")
-    with pytest.raises(ValueError, match=r"unsafe\.pth: holds more than tensors"):
-        load_encoder_weights(encoder, tmp_path / "unsafe.pth")
+@pytest.mark.parametrize(("stem", "patch"), [("patch", 16), ("conv", 16), ("conv", 8)])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3_qkvb"])
+def test_rotary_and_stored_positions_take_either_stem(name, stem, patch):
+    sizes = {"embed_dim": 48, "depth": 2, "num_heads": 3, "patch_size": patch}
+    encoder = ViTEncoder(name=name, image_size=32, stem=stem, **sizes)
+    features = encoder(torch.randn(2, 3, 48, 32))
+    assert features.shape == (2, 48, 48 // patch, 32 // patch)
+    features.square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
 
 
-def test_conv_stem_leaves_the_projection_out_and_says_so(tmp_path, caplog):
-    source = _save_vit(tmp_path / "vit.pth")
-    with caplog.at_level(logging.WARNING):
-        encoder = ViTEncoder(**TINY, image_size=32, stem="conv", weights=tmp_path / "vit.pth")
-    assert "patch_embed.proj.weight" in caplog.text
-    loaded = encoder.vit.blocks[1].mlp.fc1.weight
-    assert torch.equal(loaded, source.vit.blocks[1].mlp.fc1.weight.half().float())
-
-
-def test_real_deit_weights(data_dir):
-    path = data_dir / "weights" / "deit_tiny_patch16_224.fp16.pth"
-    encoder = ViTEncoder(name="vit_tiny_patch16_224", image_size=96, weights=path).eval()
-    assert encoder.vit.pos_embed.shape == (1, 37, 192)
-    with torch.inference_mode():
-        features = encoder(torch.randn(1, 3, 96, 96))
-    assert features.shape == (1, 192, 6, 6)
-    # trained LayerNorm scales differ from 1; random initialisation has exactly 1
-    assert (encoder.vit.norm.weight - 1).abs().max() > 0.1
-    assert features.isfinite().all()
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+def test_layers_are_counted_from_the_stem(name):
+    encoder = ViTEncoder(name=name, image_size=32, embed_dim=48, depth=2, num_heads=3)
+    layers = {key: encoder.layer_of(key) for key, _ in encoder.named_parameters()}
+    assert {count for _, count in layers.values()} == {4}
+    for key, (layer, _) in layers.items():
+        expected = {"blocks.0": 1, "blocks.1": 2, "norm.": 3}
+        assert layer == next((v for k, v in expected.items() if key.startswith(f"vit.{k}")), 0), key
