@@ -51,7 +51,8 @@ def with_learning_rate(cfg: CfgNode, samples_per_step: int, unit: str = "samples
     logger.info("lr %.3g = %.3g x %d %s", rate, per_sample, samples_per_step, unit)
     scaled = cfg.clone()
     scaled.defrost()
-    scaled.SOLVER.BASE_LR_END = cfg.SOLVER.BASE_LR_END * (rate / cfg.SOLVER.BASE_LR)
+    # In this order a ratio of at most 1 stays one after rounding, which the schedules demand.
+    scaled.SOLVER.BASE_LR_END = rate * (cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR)
     scaled.SOLVER.BASE_LR, scaled.SOLVER.LR_PER_SAMPLE = rate, 0.0
     scaled.freeze()
     return scaled
