@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pseudolabel.errors import DataError
 from pseudolabel.loader import (
     EpochOrder,
+    GroupedOrder,
     RepeatFactorOrder,
     TrainLoader,
     category_repeat_factors,
@@ -56,21 +57,31 @@ FACTORS = [1.0, 2.5, 1.0, 1.2, 3.0, 1.0, 1.0, 1.7, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
-    ("workers", "grouped", "factors"),
+    ("workers", "options"),
     [
-        (0, False, None),  # in the training process
-        (2, False, None),  # worker processes
-        (0, True, None),  # grouping by aspect, replayed on resume
-        (2, True, None),
-        (0, False, FACTORS),  # epochs of different lengths
-        (2, True, FACTORS),
+        (0, {}),  # in the training process
+        (2, {}),  # worker processes
+        (0, {"group_by_aspect": True}),  # replayed on resume
+        (2, {"group_by_aspect": True}),
+        (0, {"repeat_factors": FACTORS}),  # epochs of different lengths
+        (2, {"group_by_aspect": True, "repeat_factors": FACTORS}),
+        (0, {"samples_per_image": 2, "batch_size": 4}),  # blocks
+        (2, {"samples_per_image": 3, "batch_size": 6}),
     ],
 )
-def test_resumed_run_sees_what_an_uninterrupted_run_sees(workers, grouped, factors):
-    whole = take(loader(group_by_aspect=grouped, repeat_factors=factors), 12)
-    rest = loader(num_workers=workers, group_by_aspect=grouped, repeat_factors=factors)
+def test_resumed_run_sees_what_an_uninterrupted_run_sees(workers, options):
+    whole = take(loader(**options), 12)
+    rest = loader(num_workers=workers, **options)
     rest.seek(7)
     assert take(rest, 5) == whole[7:]
+
+
+def test_an_iteration_of_several_batches_starts_at_its_first_one():
+    whole = take(loader(), 12)
+    rest = loader(batches_per_iteration=3)
+    rest.seek(2)
+    assert take(rest, 6) == whole[6:]
+    assert rest.last_samples == whole[9] + whole[10] + whole[11]
 
 
 def test_every_record_once_per_epoch_and_epochs_differ():
@@ -123,6 +134,87 @@ def test_bad_data_is_named_by_one_message_from_any_process(workers):
 def test_empty_training_set_is_refused():
     with pytest.raises(DataError, match="no usable training record"):
         EpochOrder(0, seed=0)
+
+
+def naive_blocks(groups, size, order):
+    """The blocks of an epoch as sorted lists of groups."""
+    return [sorted(groups[i] for i in order[k : k + size]) for k in range(0, len(order), size)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    st.lists(st.sampled_from("abcdefg"), min_size=1, max_size=40),
+    st.integers(1, 6),
+    st.integers(0, 3),
+)
+def test_every_record_is_drawn_equally_often_whatever_the_size_of_its_group(groups, size, epoch):
+    order = GroupedOrder(groups, size, seed=1)
+    indices = order.epoch_indices(epoch)
+    counts = np.bincount(indices, minlength=len(groups))
+    assert len(indices) % size == 0
+    assert counts.min() >= 1
+    assert counts.max() - counts.min() <= 1
+    assert counts.sum() - len(groups) < size
+    # As many blocks of one group as its size allows; only what is left over is mixed.
+    blocks = naive_blocks(groups, size, indices)
+    pure = [block[0] for block in blocks if len(set(block)) == 1]
+    for group in set(groups):
+        assert pure.count(group) >= groups.count(group) // size
+    assert [order(epoch * len(indices) + k) for k in range(len(indices))] == indices.tolist()
+
+
+def test_epochs_and_seeds_of_the_grouped_order_differ():
+    groups = list("aaaabbbbccccdddd")
+    orders = [
+        GroupedOrder(groups, 2, seed).epoch_indices(epoch).tolist()
+        for seed, epoch in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len({tuple(order) for order in orders}) == 3
+    assert orders[0] == GroupedOrder(groups, 2, 0).epoch_indices(0).tolist()
+
+
+def test_groups_and_their_members_take_every_place():
+    """No group is always early, no pair of boxes always together."""
+    groups = list("aaaabbbb")
+    order = GroupedOrder(groups, 2, seed=0)
+    epochs = np.array([order.epoch_indices(epoch) for epoch in range(2000)])
+    for place in range(8):
+        counts = np.bincount(epochs[:, place], minlength=8)
+        assert counts.min() > 180  # of 250; the standard deviation is 15
+    partner = epochs.reshape(-1, 2)
+    with_0 = np.concatenate([partner[partner[:, 0] == 0, 1], partner[partner[:, 1] == 0, 0]])
+    counts = np.bincount(with_0, minlength=8)
+    assert counts[4:].sum() == 0
+    assert counts[1:4].min() > 560  # of 667; the standard deviation is 21
+
+
+def test_batches_hold_blocks_of_one_image_and_ranks_share_them():
+    rows = [{"id": i, "file_name": f"{i // 4}.png", "width": 8, "height": 6} for i in range(24)]
+    options = {"batch_size": 4, "seed": 0, "samples_per_image": 2}
+    image_of = {row["id"]: row["file_name"] for row in rows}
+    parts = [
+        take(TrainLoader(rows, draw, rank=rank, world_size=2, **options), 3) for rank in (0, 1)
+    ]
+    batches = [[sample["id"] for sample in batch] for part in parts for batch in part]
+    assert sorted(i for batch in batches for i in batch) == list(range(24))
+    for batch in batches:
+        assert image_of[batch[0]] == image_of[batch[1]]
+        assert image_of[batch[2]] == image_of[batch[3]]
+
+
+def test_one_sample_per_image_is_the_plain_order():
+    assert take(loader(samples_per_image=1), 9) == take(loader(), 9)
+
+
+@pytest.mark.parametrize("options", [{"group_by_aspect": True}, {"repeat_factors": FACTORS}])
+def test_blocks_exclude_other_orders(options):
+    with pytest.raises(ValueError, match="several samples per image exclude"):
+        loader(samples_per_image=2, **options)
+
+
+def test_an_order_of_nothing_is_refused():
+    with pytest.raises(DataError, match="no usable training record"):
+        GroupedOrder([], 2, seed=0)
 
 
 def naive_order(factors, seed, epochs):
