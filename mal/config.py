@@ -46,7 +46,9 @@ def _add_sample_keys(mal: CfgNode) -> None:
     # What stands beyond the image's edge: "wrap" (its opposite side, the paper's), "reflect" or
     # "replicate".
     mal.BORDER = "wrap"
-    # Crops of one training sample, all of one image; a batch holds IMS_PER_BATCH x this.
+    # n: crops that one decoded image gives in a row; a batch holds IMS_PER_BATCH x n. Every box is
+    # still drawn once per epoch, but those of a batch are correlated: up to n of them share an
+    # image. What an image has beyond a multiple of n is put together with the rest of others.
     mal.CROPS_PER_IMAGE = 1
     # "box": MAL. "mask": dice and cross-entropy on human masks, the ceiling to compare with.
     mal.SUPERVISION = "box"

@@ -24,7 +24,7 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     # > 0: the learning rate is this x samples (MAL: crops) of one optimizer step, in place of
     # BASE_LR; the log prints the product.
     cfg.SOLVER.LR_PER_SAMPLE = 0.0
-    # Batches whose gradients are averaged before one optimizer step.
+    # Batches whose gradients are averaged before one optimizer step; MAX_ITER counts steps.
     cfg.SOLVER.ACCUMULATE = 1
     # AdamW only: factor of the learning rate per layer below the last one (1: none).
     cfg.SOLVER.LAYER_DECAY = 1.0
