@@ -1,6 +1,7 @@
 """Every YAML of `configs/`, read with suspicion: keys, names, paths, schedules, and its model."""
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 from mal.config import add_mal_config
 from pseudolabel.config import add_masksmith_config, config_changes
+from pseudolabel.config_diff import differences
 from pseudolabel.pipeline import build_pipeline
 from pseudolabel.registration import REQUIRED_KEYS
 
@@ -34,7 +36,9 @@ every_file = pytest.mark.parametrize("path", FILES, ids=name_of)
 every_run = pytest.mark.parametrize("path", RUNS, ids=name_of)
 
 
+@cache
 def load(path):
+    """The merged config; all tests share it and clone it before they change it."""
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
@@ -59,7 +63,9 @@ def test_there_are_configs_to_test():
     assert not list(CONFIGS.rglob("*.yml"))
 
 
-@every_file
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if "ablations" not in p.parent.name], ids=name_of
+)
 def test_it_merges_and_survives_its_own_dump(path, tmp_path):
     """Unknown keys and wrong types fail in the merge; a run's config.yaml is the dump."""
     cfg = load(path)
@@ -74,7 +80,7 @@ def test_no_key_is_given_twice_and_the_file_is_short(path):
     for mapping in mappings(yaml.compose(text)):
         keys = [key.value for key, _ in mapping.value]
         assert len(keys) == len(set(keys)), f"{path}:{mapping.start_mark.line + 1}: {keys}"
-    assert len(text.splitlines()) < 60
+    assert len(text.splitlines()) < (80 if path.parent.name == "_base_" else 60)
     assert text.startswith("# "), "begin with what the config is for"
 
 
@@ -97,7 +103,9 @@ def test_its_data_sets_are_registered_and_its_paths_are_nobodys(path):
         assert set(REQUIRED_KEYS) <= entry.keys() <= {*REQUIRED_KEYS, "format"}
         check_path(entry["json"])
         check_path(entry["image_root"])
-    check_path(cfg.MODEL.MAL.ENCODER.WEIGHTS or "output/")
+    encoder = cfg.MODEL.MAL.ENCODER.WEIGHTS
+    if not encoder.startswith("timm:"):
+        check_path(encoder or "output/")
     weights = cfg.MODEL.WEIGHTS
     if not weights.startswith("detectron2://"):
         check_path(weights or "output/")
@@ -130,10 +138,22 @@ def test_its_schedule_fits(path):
     assert solver.IMS_PER_BATCH > 0
 
 
-@every_run
+# Of the ablations, only those with another network than their parent are built; not the large
+# ones, which would take seconds each.
+OWN_NETWORK = ("encoder_deit_small", "decoder_", "stem_", "class_aware", "teacher_off", "ceiling")
+BUILT = [
+    path
+    for path in RUNS
+    if "ablations" not in path.parent.name
+    or (path.parent.name, path.stem) == ("ablations_nuclei", "decoder_query")
+    or (path.parent.name == "ablations" and path.stem.startswith(OWN_NETWORK))
+]
+
+
+@pytest.mark.parametrize("path", BUILT, ids=name_of)
 def test_its_pipeline_and_model_exist(path):
     """Built without memory, so that a ViT-B or a ResNet-101 costs nothing."""
-    cfg = load(path)
+    cfg = load(path).clone()
     cfg.MODEL.MAL.ENCODER.WEIGHTS = ""
     cfg.MODEL.DEVICE = "meta"
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = cfg.MODEL.ROI_HEADS.NUM_CLASSES or 3
@@ -141,3 +161,138 @@ def test_its_pipeline_and_model_exist(path):
     with torch.device("meta"):
         model = build_model(cfg)
     assert sum(parameter.numel() for parameter in model.parameters()) > 0
+
+
+# Per config: the merged keys in which it may differ from its parent, OUTPUT_DIR aside. A parent is
+# what `_BASE_` names. MODEL.MAL is left out of names that begin with a dot.
+ENCODER = {".ENCODER.NAME", ".ENCODER.WEIGHTS"}
+MARGINS = {".MARGIN", ".TEST_MARGIN"}
+ABLATIONS = {
+    "encoder_mae_large": ENCODER,
+    "encoder_deit_small": ENCODER,
+    "encoder_deit_base": {".ENCODER.WEIGHTS"},
+    "encoder_dino_small": ENCODER,
+    "encoder_dinov2_base": {*ENCODER, ".CROP_SIZE"},  # patches of 14 px do not divide 512
+    "encoder_convnext_base": ENCODER,
+    "encoder_swin_base": ENCODER,
+    "encoder_random": {".ENCODER.WEIGHTS"},
+    "stem_conv": {".ENCODER.STEM"},
+    "decoder_fully_connected": {".DECODER.NAME"},
+    "decoder_fully_convolutional": {".DECODER.NAME"},
+    "decoder_query": {".DECODER.NAME"},
+    "class_aware": {".DECODER.NUM_CLASSES"},
+    "no_size_bins": {".DECODER.SCALES"},
+    **{f"margin_{theta}": MARGINS for theta in (0.6, 0.8, "1.0", 1.4, 1.6)},
+    "margin_independent": {".MARGIN_GATED"},
+    "border_reflect": {".BORDER"},
+    "border_replicate": {".BORDER"},
+    "mil_weight_2": {".MIL_WEIGHT"},
+    "mil_weight_8": {".MIL_WEIGHT"},
+    "crf_weight_0.25": {".CRF_WEIGHT"},
+    "crf_weight_1": {".CRF_WEIGHT"},
+    "crf_off": {".CRF_WEIGHT"},
+    "crf_paper_kernel": {".CRF.ZETA", ".CRF.OMEGA"},
+    "crf_unary": {".CRF.UNARY"},
+    "crf_clean_guidance": {".CRF.GUIDANCE"},
+    "crf_at_test": {".TEST.CRF_ITERATIONS"},
+    "teacher_off": {".TEACHER"},
+    "label_teacher": {".TEST.NETWORK"},
+    "threshold_0.3": {".TEST.THRESHOLDS"},
+    "threshold_0.5": {".TEST.THRESHOLDS"},
+    "small_boxes": {".MIN_AREA"},
+    "ceiling": {".SUPERVISION"},
+}
+NUCLEI = {
+    "crf_off": {".CRF_WEIGHT"},
+    "crf_at_test": {".TEST.CRF_ITERATIONS"},
+    "random_init": {".ENCODER.WEIGHTS"},
+    "decoder_fully_connected": {".DECODER.NAME"},
+    "decoder_fully_convolutional": {".DECODER.NAME"},
+    "decoder_query": {".DECODER.NAME"},
+    "margin_0.6": MARGINS,
+    "margin_1.8": MARGINS,
+    **{f"threshold_{t}": {".TEST.THRESHOLDS"} for t in (0.1, 0.3, 0.7)},
+    "ceiling": {".SUPERVISION", "TEST.EVAL_PERIOD"},  # which tells whether it has converged
+}
+DEEPER = {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}
+CASCADE = {"MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
+LONGER = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
+MAY_DIFFER = {
+    **{f"mal/ablations/{name}.yaml": keys for name, keys in ABLATIONS.items()},
+    **{f"mal/ablations_nuclei/{name}.yaml": keys for name, keys in NUCLEI.items()},
+    "mask_rcnn/coco_R_50_FPN_1x.yaml": {"MODEL.WEIGHTS", "DATASETS.REGISTER"}
+    | {"DATASETS.TRAIN", "DATASETS.TEST"},
+    "mask_rcnn/coco_R_50_FPN_3x.yaml": LONGER,
+    "mask_rcnn/coco_R_101_FPN_1x.yaml": DEEPER,
+    "mask_rcnn/coco_R_101_FPN_3x.yaml": DEEPER,
+    "mask_rcnn/lvis_v1_R_101_FPN_1x.yaml": DEEPER,
+    "cascade_mask_rcnn/coco_R_50_FPN_1x.yaml": CASCADE | {"MODEL.RPN.POST_NMS_TOPK_TRAIN"},
+    "cascade_mask_rcnn/coco_R_50_FPN_3x.yaml": LONGER,
+    "cascade_mask_rcnn/nuclei.yaml": CASCADE,
+}
+
+
+@pytest.mark.parametrize("name", sorted(MAY_DIFFER))
+def test_it_differs_from_its_parent_in_these_keys_alone(name):
+    path = CONFIGS / name
+    parent = path.parent / yaml.safe_load(path.read_text())["_BASE_"]
+    expected = {f"MODEL.MAL{key}" if key[0] == "." else key for key in MAY_DIFFER[name]}
+    assert differences(load(parent), load(path)).keys() == {*expected, "OUTPUT_DIR"}
+
+
+def test_every_ablation_is_listed():
+    folders = {"ablations", "ablations_nuclei", "cascade_mask_rcnn"}
+    found = {name_of(path) for path in RUNS if path.parent.name in folders}
+    assert found <= MAY_DIFFER.keys()
+
+
+def test_a_margin_of_training_and_test_belong_together():
+    """The crop at test is the mean of the training crops: half of the budget, in all rows."""
+    for path in RUNS:
+        cfg = load(path).MODEL.MAL
+        if path.parts[-3] == "mal" and cfg.MARGIN_GATED:
+            assert pytest.approx(cfg.MARGIN / 2) == cfg.TEST_MARGIN, path
+
+
+def test_the_paper_configs_hold_the_papers_values():
+    """Once more, from the fact sheet and independent of the files."""
+    for name in ("coco", "lvis_v1"):
+        cfg = load(CONFIGS / f"mal/{name}_vit_base.yaml")
+        own, solver = cfg.MODEL.MAL, cfg.SOLVER
+        assert (own.CROP_SIZE, own.MAP_SIZE, own.MIN_AREA) == (512, 128, 2048)
+        assert (own.MARGIN, own.TEST_MARGIN, own.MARGIN_GATED) == (1.2, 0.6, True)
+        assert (own.MIL_WEIGHT, own.MIL_WARMUP) == (4.0, 1000)
+        assert (own.CRF_WEIGHT, own.CRF_WARMUP) == (0.5, 4000)
+        assert (own.CRF.ZETA, own.CRF.KERNEL_SIZE, own.CRF.ITERATIONS) == (0.1, 3, 100)
+        assert (own.CRF.LOW, own.CRF.HIGH, own.TEACHER_MOMENTUM) == (0.1, 0.9, 0.996)
+        assert own.TEST.THRESHOLDS == (0.1, 0.1, 0.1)
+        assert own.TEST.NETWORK == "student"
+        # 8 GPUs x 4 crops; one epoch of ten warms up; the cosine ends at a fifth.
+        assert solver.IMS_PER_BATCH * own.CROPS_PER_IMAGE == 32
+        assert solver.LR_PER_SAMPLE * 32 == pytest.approx(solver.BASE_LR) == 4.8e-5
+        assert pytest.approx(0.2 * solver.BASE_LR) == solver.BASE_LR_END
+        assert solver.WARMUP_ITERS == solver.MAX_ITER / 10
+        assert (solver.WEIGHT_DECAY, solver.BETAS, solver.EPS) == (5e-4, (0.9, 0.9), 1e-8)
+
+
+# Config; schedule and what else Detectron2's model of that name holds.
+STOCK = [
+    ("mask_rcnn/coco_R_50_FPN_1x", 50, (60000, 80000), 90000, 1000),
+    ("mask_rcnn/coco_R_50_FPN_3x", 50, (210000, 250000), 270000, 1000),
+    ("mask_rcnn/coco_R_101_FPN_3x", 101, (210000, 250000), 270000, 1000),
+    ("mask_rcnn/lvis_v1_R_101_FPN_1x", 101, (120000, 160000), 180000, 1000),
+    ("cascade_mask_rcnn/coco_R_50_FPN_1x", 50, (60000, 80000), 90000, 2000),
+    ("cascade_mask_rcnn/coco_R_50_FPN_3x", 50, (210000, 250000), 270000, 2000),
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "steps", "iterations", "proposals"), STOCK)
+def test_stock_models_hold_stock_values(name, depth, steps, iterations, proposals):
+    cfg = load(CONFIGS / f"{name}.yaml")
+    assert f"detectron2://ImageNetPretrained/MSRA/R-{depth}.pkl" == cfg.MODEL.WEIGHTS
+    assert (depth, proposals) == (cfg.MODEL.RESNETS.DEPTH, cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN)
+    assert (steps, iterations) == (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    # RLE masks are bitmaps; Detectron2's default would refuse them.
+    assert cfg.INPUT.MASK_FORMAT == "bitmask"
