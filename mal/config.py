@@ -15,7 +15,8 @@ def add_mal_config(cfg: CfgNode) -> None:
     mal.TEST.NETWORK = "student"
     # Mask threshold for boxes < 32^2, < 96^2 and the rest (paper: .1).
     mal.TEST.THRESHOLDS = (0.5, 0.5, 0.5)
-    # Iterations of the mean field on the final probabilities; 0 (the paper's): none.
+    # Iterations of the mean field on the final probabilities, counted from the threshold; 0 (the
+    # paper's): none.
     mal.TEST.CRF_ITERATIONS = 0
     # Side of the map that it refines, as a multiple of MAP_SIZE.
     mal.TEST.CRF_SCALE = 1.0

@@ -13,13 +13,19 @@ from torch.nn import functional as F
 
 from .mean_field import mean_field, mean_field_kernel
 
+# Keeps the log odds of a threshold of 0 or 1 finite.
+EPSILON = 1e-6
+# Where a refined map is cut.
+CUT = 0.5
+
 
 @dataclass(frozen=True)
 class LabelRefinement:
     """The refinement that makes the training target, with one network and its own clean crop.
 
-    Unlike that target the result stays soft, so that thresholds keep a meaning; but most pixels
-    end at a bound of the state, and a threshold moves the outline by about a map pixel.
+    The mean field takes sides at .5, so a threshold t acts before it: log odds are counted from
+    those of t, and the state is cut at .5. Where no neighbour has the same colour, the mask is the
+    network's own at t.
 
     Attributes:
         kernel: options of `mean_field_kernel`.
@@ -27,7 +33,7 @@ class LabelRefinement:
         scale: R / M.
 
     Raises:
-        ValueError: no iteration, a scale that is not positive, or bounds that leave no room.
+        ValueError: no iteration, or a scale that is not positive.
     """
 
     kernel: dict = field(default_factory=dict)
@@ -42,29 +48,37 @@ class LabelRefinement:
             raise ValueError(f"MODEL.MAL.TEST.CRF_ITERATIONS {self.iterations}: use 0 or more")
         if self.scale <= 0:
             raise ValueError(f"MODEL.MAL.TEST.CRF_SCALE {self.scale}: use a number above 0")
-        if self.low >= self.high:
-            raise ValueError(f"MODEL.MAL.CRF.LOW {self.low} must be below HIGH {self.high}")
 
     @torch.no_grad()
-    def __call__(self, logits: Tensor, images: Tensor, box: Tensor) -> Tensor:
+    def __call__(self, logits: Tensor, images: Tensor, box: Tensor, thresholds: Tensor) -> Tensor:
         """Refine masks inside their boxes.
 
         Args:
             logits: (B, M, M).
             images: (B, 3, S, S), the normalised crops.
             box: (B, S, S), 1 inside the box.
+            thresholds: (B,), probabilities.
 
         Returns:
-            (B, R, R), float32: the last state, stretched from its bounds to [0, 1].
+            (B, R, R), float32: the last state, foreground above .5; next to the box, the mean of
+            the neighbours in it.
         """
         side = max(1, round(self.scale * logits.shape[-1]))
-        start = _at(logits[:, None], side)[:, 0].sigmoid()
+        zero = thresholds.to(logits.device).float().logit(EPSILON)[:, None, None]
+        start = (_at(logits[:, None], side)[:, 0] - zero).sigmoid()
         inside = _at(box[:, None], side)[:, 0]
         kernel = mean_field_kernel(_at(images, side), **self.kernel)
         options = {"low": self.low, "high": self.high, "unary": self.unary, "hard": False}
         state = mean_field(inside * start, inside, kernel, self.iterations, **options)
-        return ((state - self.low) / (self.high - self.low)).clamp_(0, 1)
+        return _extended(state, (inside > 0).float())
 
 
 def _at(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)
+
+
+def _extended(state: Tensor, known: Tensor) -> Tensor:
+    """Values beside the known ones: a resize would mix background into outlines at the box."""
+    weight = F.avg_pool2d(known[:, None], 3, stride=1, padding=1)[:, 0]
+    total = F.avg_pool2d((state * known)[:, None], 3, stride=1, padding=1)[:, 0]
+    return torch.where(known > 0, state, total / weight.clamp(min=EPSILON))

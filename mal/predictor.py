@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mal.crops import BORDERS, Window, test_window
-from mal.label_refinement import LabelRefinement
+from mal.label_refinement import CUT, LabelRefinement
 from mal.resampling import box_maps, cut_and_resize, sample_boxes, sample_pixels
 from pseudolabel.errors import DataError
 from pseudolabel.labeler import MaskRecord, finish_record
@@ -136,6 +136,8 @@ class _Batch:
         self.windows = [test_window(box, options.margin) for box in self.clipped]
         sides = self.clipped[:, 2:] - self.clipped[:, :2]
         self.areas = torch.from_numpy(sides.prod(axis=1))
+        bins = [int(size_bin_index(area)) for area in self.areas.tolist()]
+        self.thresholds = [options.thresholds[which] for which in bins]
         self.extra = {}
         if classes is not None:
             self.extra["classes"] = torch.as_tensor(classes, dtype=torch.long, device=pixels.device)
@@ -179,13 +181,15 @@ class _Batch:
         if refine is None:
             return _resized(logits, size).sigmoid()
         box = box_maps(self.windows, self.spans, size).to(logits.device)
-        return _resized(refine(logits, self.crops, box), size)
+        thresholds = torch.tensor(self.thresholds)
+        return _resized(refine(logits, self.crops, box, thresholds), size)
 
     def _record(self, name: str, index: int, probability: Tensor, crowded: float) -> MaskRecord:
         box = self.boxes[index]
-        threshold = self.options.thresholds[int(size_bin_index(float(self.areas[index])))]
+        threshold = self.thresholds[index]
+        cut = threshold if self.options.refinement is None else CUT
         rows, columns = self.spans[index]
-        mask = sample_pixels(probability, self.windows[index], rows, columns) > threshold
+        mask = sample_pixels(probability, self.windows[index], rows, columns) > cut
         views = self._views(name, index)
         try:
             area = float(self.areas[index])

@@ -76,20 +76,26 @@ def test_equals_the_training_target_from_one_network(scale, side, unary):
     images = 0.1 * torch.randn(3, 3, SIZE, SIZE, generator=generator)
     box = torch.zeros(3, SIZE, SIZE)
     box[:, 5:27, 4:30] = 1
-    found = LabelRefinement({"zeta": 0.3}, iterations=9, scale=scale, unary=unary)(
-        logits, images, box
-    )
+    refine = LabelRefinement({"zeta": 0.3}, iterations=9, scale=scale, unary=unary)
+    found = refine(logits, images, box, torch.tensor([0.5, 0.2, 0.9]))
     maps = [logits[:, None], box[:, None], images]
     start, inside, guide = (
         m if m.shape[-1] == side else F.interpolate(m, (side, side), mode="bilinear") for m in maps
     )
     kernel = mean_field_kernel(guide, zeta=0.3)
-    start = inside[:, 0] * start[:, 0].sigmoid()
+    # Odds over those of the thresholds: 1, 1/4 and 9.
+    odds = start[:, 0].exp() / torch.tensor([1.0, 0.25, 9.0])[:, None, None]
+    start = inside[:, 0] * odds / (1 + odds)
     state = mean_field(start, inside[:, 0], kernel, 9, hard=False, unary=unary)
     assert found.shape == (3, side, side)
-    assert torch.allclose(found, (state - 0.1) / 0.8, atol=1e-6)
-    assert found.min() == 0
-    assert found.max() <= 1
+    within = inside[:, 0] > 0
+    assert torch.allclose(found[within], state[within], atol=1e-5)
+    # Just outside stands the mean of what is inside within reach; row 0 is too far, or beside it.
+    top = int(within[0].any(dim=1).float().argmax())
+    column = side // 2
+    assert found[:, top - 1, column].tolist() == pytest.approx(
+        found[:, top, column - 1 : column + 2].mean(dim=1).tolist(), abs=1e-5
+    )
 
 
 def test_a_noisy_mask_takes_the_outline_of_the_image():
@@ -118,15 +124,30 @@ def test_masks_stay_in_their_boxes_and_quality_stays_the_networks_own():
     assert (masks(plain) != masks(refined)).any()
 
 
-def test_thresholds_keep_a_meaning():
-    areas = [
-        masks(
-            predictor(LabelRefinement(), thresholds=(t,) * 3).predict(IMAGE, BOXES[:1])["teacher"]
-        ).sum()
-        for t in (0.02, 0.1, 0.5, 0.9, 0.98)
-    ]
-    assert areas == sorted(areas, reverse=True)
-    assert areas[0] > areas[-1] > 0.5 * areas[0]
+def test_thresholds_mean_what_they_mean_without():
+    """On an image without colours to follow, the mask is the network's own at that threshold."""
+    smooth = LabelRefinement({"zeta": 1e-3}, iterations=3)
+    noise = np.random.default_rng(0).integers(0, 256, IMAGE.shape, np.uint8)
+    own, refined = (
+        [
+            masks(predictor(r, thresholds=(t,) * 3).predict(noise, BOXES[:3])["teacher"])
+            for t in (0.3, 0.5, 0.7)
+        ]
+        for r in (None, smooth)
+    )
+    areas = [m.sum() for m in own]
+    assert areas[0] > 1.5 * areas[-1]
+    assert max((a != b).mean() for a, b in zip(own, refined)) < 0.05
+
+
+def test_thresholds_of_zero_and_one_are_finite():
+    everything, nothing = (
+        predictor(LabelRefinement(), thresholds=(t,) * 3).predict(IMAGE, BOXES[:1])["teacher"][0]
+        for t in (0.0, 1.0)
+    )
+    # The corners alone are given up, where more than half of the neighbours lie outside.
+    assert 300 < masks([everything])[0].sum() < 400
+    assert nothing.mask_source == "filled_empty"
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
@@ -150,7 +171,7 @@ def test_boxes_at_the_border_use_what_the_crop_shows():
     ("options", "message"),
     [
         ({"scale": 0.0}, "CRF_SCALE 0.0: use a number above 0"),
-        ({"low": 0.5, "high": 0.5}, "LOW 0.5 must be below HIGH 0.5"),  # nothing to stretch
+        ({"iterations": -1}, "CRF_ITERATIONS -1: use 0 or more"),
     ],
 )
 def test_impossible_options_are_refused(options, message):

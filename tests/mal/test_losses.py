@@ -1,4 +1,6 @@
-"""Dice and MIL against naive loops."""
+"""Dice, MIL and the losses on human masks against naive loops."""
+
+import math
 
 import pytest
 import torch
@@ -6,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mal.dice import dice_loss
+from mal.mask_supervision import mask_losses
 from mal.mil import mil_loss, warmup
 
 
@@ -118,3 +121,27 @@ def test_common_contract(loss):
 )
 def test_warmup(step, steps, expected):
     assert warmup(step, steps) == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 3), st.integers(1, 6))
+def test_losses_on_human_masks_equal_loops(seed, batch, side):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(batch, side, side, generator=generator)
+    target = torch.rand(batch, side, side, generator=generator)  # fractional, as at outlines
+    losses = mask_losses(logits, target)
+    entropy = [
+        math.log1p(math.exp(-abs(x))) + max(x, 0) - x * t
+        for x, t in zip(logits.flatten().tolist(), target.flatten().tolist())
+    ]
+    dice = [_naive_dice(x.sigmoid(), t) for x, t in zip(logits, target)]
+    assert losses["loss_bce"].item() == pytest.approx(sum(entropy) / len(entropy), abs=1e-5)
+    assert losses["loss_dice"].item() == pytest.approx(sum(dice) / batch, abs=1e-5)
+
+
+def test_losses_on_human_masks_keep_their_precision_and_their_gradient():
+    logits = torch.zeros(0, 4, 4, requires_grad=True)
+    sum(mask_losses(logits, torch.zeros(0, 4, 4)).values()).backward()
+    assert logits.grad.shape == (0, 4, 4)
+    half = mask_losses(torch.full((1, 4, 4), 30000.0).half(), torch.zeros(1, 4, 4).half())
+    assert all(v.dtype == torch.float32 and v.isfinite() for v in half.values())

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 
 import mal.data
 from mal.fill_monitor import FillMonitor, box_fill
-from mal.labeler import mal
+from mal.labeler import mal as mal_labeler
 from mal.mask_auto_labeler import MaskAutoLabeler
 from pseudolabel.errors import DataError
 from pseudolabel.masks import decode_segmentation
@@ -189,9 +189,225 @@ def test_unusable_weights_are_refused(damage, message, cfg, model):
     out = save(cfg, model)
     damage(out / "model_final.pth")
     with pytest.raises(DataError, match=message):
-        mal(str(out / "config.yaml"), str(out / "model_final.pth"))
+        mal_labeler(str(out / "config.yaml"), str(out / "model_final.pth"))
 
 
 def test_labeler_needs_config_and_weights():
     with pytest.raises(DataError, match="needs a config and weights"):
-        mal()
+        mal_labeler()
+
+
+def changed(cfg, **values):
+    """The config with some keys of MODEL.MAL changed; a dot is written as two underscores."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    pairs = [item for key, value in values.items() for item in (key.replace("__", "."), value)]
+    cfg.MODEL.MAL.merge_from_list(pairs)
+    return cfg
+
+
+def samples(count=3, side=32):
+    """As `batch`, with two views that differ, a human mask and a class."""
+    generator = torch.Generator().manual_seed(1)
+    human = torch.zeros(side, side, dtype=torch.uint8)
+    human[10:20, 8:22] = 1
+    return [
+        {
+            **sample,
+            "teacher_view": torch.randint(
+                0, 256, (3, side, side), generator=generator, dtype=torch.uint8
+            ),
+            "true_mask": human,
+            "category": torch.tensor(index % 2),
+        }
+        for index, sample in enumerate(batch(count, side))
+    ]
+
+
+def losses_of(cfg, seed=0, inputs=None, prepare=None):
+    """Losses past the warm-ups, as numbers, of a model that depends on the seed alone."""
+    torch.manual_seed(seed)
+    model = MaskAutoLabeler(cfg).train()
+    model.steps.fill_(10**6)
+    with torch.no_grad():
+        # Logits on both sides of 0; freshly drawn ones are all but 0.
+        model.student.decoder.key[-1].weight *= 30
+        if model.teacher is not None:
+            model.teacher.load_state_dict(model.student.state_dict())
+    if prepare:
+        prepare(model)
+    with EventStorage():
+        found = model(samples() if inputs is None else inputs)
+    return {name: loss.item() for name, loss in found.items()}
+
+
+def forbidden(*args, **kwargs):
+    raise AssertionError("this must not run")
+
+
+@pytest.mark.parametrize(
+    ("common", "values"),
+    [
+        ({}, {"CRF__GUIDANCE": "clean"}),
+        ({}, {"CRF__ZETA": 5.0}),
+        ({}, {"CRF__OMEGA": 0.01}),
+        ({}, {"CRF__ITERATIONS": 0}),
+        # So wide that noise has neighbours to hear.
+        ({"CRF__ZETA": 0.6}, {"CRF__KERNEL_SIZE": 5}),
+        ({"CRF__ZETA": 0.6}, {"CRF__UNARY": 5.0}),
+        ({}, {"TEACHER": False, "TEST__NETWORK": "student"}),
+    ],
+)
+def test_keys_of_the_mean_field_change_its_target_alone(common, values, cfg):
+    base = losses_of(changed(cfg, **common))
+    other = losses_of(changed(cfg, **{**common, **values}))
+    assert base.keys() == other.keys()
+    assert base["loss_mil"] == other["loss_mil"]
+    assert base["loss_crf"] != other["loss_crf"]
+
+
+def test_clean_guidance_is_the_view_of_the_teacher(cfg):
+    swapped = [{**s, "student_view": s["teacher_view"]} for s in samples()]
+    alike = {
+        losses_of(changed(cfg, CRF__GUIDANCE=g), inputs=swapped)["loss_crf"]
+        for g in ("student", "clean")
+    }
+    assert len(alike) == 1
+
+
+def test_without_its_weight_neither_mean_field_nor_teacher_runs(cfg, monkeypatch):
+    base = losses_of(cfg)
+    monkeypatch.setattr(mal.mask_auto_labeler, "mean_field", forbidden)
+    monkeypatch.setattr(mal.mask_auto_labeler, "mean_field_kernel", forbidden)
+
+    def no_teacher(model):
+        model.teacher.forward = forbidden
+
+    found = losses_of(changed(cfg, CRF_WEIGHT=0.0), prepare=no_teacher)
+    assert found == {"loss_mil": base["loss_mil"]}
+    with pytest.raises(AssertionError, match="must not run"):
+        losses_of(cfg)
+
+
+def test_without_a_teacher_there_is_no_second_network(cfg, model):
+    alone = MaskAutoLabeler(changed(cfg, TEACHER=False, TEST__NETWORK="student"))
+    assert list(alone.networks) == ["student"]
+    assert {key for key in alone.state_dict() if not key.startswith("student.")} == {"steps"}
+    students = sum(p.numel() for p in model.student.parameters())
+    assert sum(p.numel() for p in alone.parameters()) == students
+    alone.train().update_teacher()
+    assert int(alone.steps) == 1
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    out = alone.eval()([{"image": image, "boxes": np.array([[5.0, 5, 30, 40]])}])[0]
+    assert list(out) == ["student"]
+
+
+def test_without_a_teacher_the_student_stands_for_it(cfg):
+    """Equal weights and equal views: the average of two equal masks."""
+    alike = [{**s, "teacher_view": s["student_view"]} for s in samples()]
+    alone = losses_of(changed(cfg, TEACHER=False, TEST__NETWORK="student"), inputs=alike)
+    assert alone == pytest.approx(losses_of(cfg, inputs=alike), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"TEACHER": False}, "TEST.NETWORK 'teacher' with MODEL.MAL.TEACHER False: use 'student'"),
+        ({"TEST__NETWORK": "both"}, "TEST.NETWORK 'both': use one of student, teacher"),
+        ({"CRF__GUIDANCE": "grey"}, "CRF.GUIDANCE 'grey': use one of student, clean"),
+        ({"SUPERVISION": "point"}, "SUPERVISION 'point': use one of box, mask"),
+    ],
+)
+def test_unknown_choices_are_named(values, message, cfg):
+    with pytest.raises(ValueError, match=message):
+        MaskAutoLabeler(changed(cfg, **values))
+
+
+def test_human_masks_replace_both_losses_and_the_teacher_only_follows(cfg, monkeypatch):
+    monkeypatch.setattr(mal.mask_auto_labeler, "mean_field", forbidden)
+    monkeypatch.setattr(mal.mask_auto_labeler, "mil_loss", forbidden)
+
+    def no_teacher(model):
+        model.teacher.forward = forbidden
+
+    found = losses_of(changed(cfg, SUPERVISION="mask"), prepare=no_teacher)
+    torch.manual_seed(0)
+    model = MaskAutoLabeler(cfg).train()
+    model.student.decoder.key[-1].weight.data *= 30
+    inputs = samples()
+    views = model.normalize(torch.stack([s["student_view"] for s in inputs]))
+    areas = torch.tensor([s["box_area"] for s in inputs])
+    logits = model.student(views, areas).detach()
+    # The outline lies on even pixels, so that the map of half the side has no fraction.
+    target = torch.stack([s["true_mask"][::2, ::2] for s in inputs]).float()
+    p = logits.sigmoid()
+    entropy = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    overlap = (p * target).sum((1, 2))
+    masses = (p**2).sum((1, 2)) + (target**2).sum((1, 2)) + 0.002
+    expected = {"loss_dice": (1 - 2 * overlap / masses).mean(), "loss_bce": entropy}
+    assert found == pytest.approx({k: v.item() for k, v in expected.items()}, rel=1e-4)
+    before = model.teacher.decoder.key[0].weight.clone()
+    with torch.no_grad():
+        model.student.decoder.key[0].weight += 1
+    model.update_teacher()
+    assert not torch.equal(before, model.teacher.decoder.key[0].weight)
+
+
+@pytest.mark.parametrize("supervision", ["box", "mask"])
+def test_losses_keep_full_precision_under_autocast(supervision, cfg):
+    torch.manual_seed(0)
+    model = MaskAutoLabeler(changed(cfg, SUPERVISION=supervision)).train()
+    model.steps.fill_(10**6)
+    seen = {}
+    linear = model.student.decoder.key[0]
+    linear.register_forward_hook(lambda module, given, out: seen.update(dtype=out.dtype))
+    with EventStorage(), torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = model(samples())
+    assert seen == {"dtype": torch.bfloat16}
+    assert all(loss.dtype == torch.float32 and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    grads = [p.grad for p in model.student.parameters() if p.grad is not None]
+    assert grads
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_target_under_autocast_is_that_of_full_precision(cfg, monkeypatch):
+    """The mean field and what leads to it see float32 alone, whatever runs the networks."""
+    seen = []
+    original = mal.mask_auto_labeler.mean_field
+
+    def watched(start, box, kernel, **options):
+        seen.append({start.dtype, box.dtype, kernel.dtype})
+        return original(start, box, kernel, **options)
+
+    monkeypatch.setattr(mal.mask_auto_labeler, "mean_field", watched)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses_of(cfg)
+    assert seen == [{torch.float32}]
+
+
+def test_classes_reach_a_class_aware_decoder(cfg):
+    aware = changed(cfg, DECODER__NUM_CLASSES=2)
+    swapped = [{**s, "category": 1 - s["category"]} for s in samples()]
+
+    def losses(inputs):
+        torch.manual_seed(0)
+        model = MaskAutoLabeler(aware).train()
+        model.steps.fill_(10**6)
+        with EventStorage():
+            return {name: loss.item() for name, loss in model(inputs).items()}
+
+    assert losses(samples()) != losses(swapped)
+    model = MaskAutoLabeler(aware).eval()
+    image = np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8)
+    boxes = np.array([[5, 5, 30, 40], [20, 10, 60, 45]], float)
+    with pytest.raises(ValueError, match="class"):
+        model.predict(image, boxes)
+    with torch.no_grad():
+        model.student.decoder.key[-1].weight *= 1000
+    both = [
+        model([{"image": image, "boxes": boxes, "classes": np.array(c)}])[0]
+        for c in ([0, 1], [1, 1])
+    ]
+    assert both[0]["student"][1] == both[1]["student"][1]
+    assert both[0]["student"][0] != both[1]["student"][0]

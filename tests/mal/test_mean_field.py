@@ -29,17 +29,18 @@ def _loop_kernel(image, zeta, size, omega=1.0):
     return kernel
 
 
-def _loop_mean_field(initial, box, kernel, iterations):
+def _loop_mean_field(initial, box, kernel, iterations, unary=0.0):
     """The definition for one (H, W) map: products of powers, by loops, in double precision."""
     height, width = initial.shape
     size = math.isqrt(len(kernel))
     radius = size // 2
-    q = [[min(max(v, LOW), HIGH) for v in row] for row in initial.tolist()]
+    q = start = [[min(max(v, LOW), HIGH) for v in row] for row in initial.tolist()]
     for _ in range(iterations):
         new = [row[:] for row in q]
         for y in range(height):
             for x in range(width):
-                fg, bg = box[y, x].item(), 1.0
+                fg = box[y, x].item() * start[y][x] ** unary
+                bg = (1 - start[y][x]) ** unary
                 for j in range(size * size):
                     v, u = y + j // size - radius, x + j % size - radius
                     if 0 <= v < height and 0 <= u < width:
@@ -113,15 +114,17 @@ def test_kernel_strictness_at_the_default_bandwidth(gray_levels, expected):
     size=st.sampled_from([1, 3, 5]),
     iterations=st.integers(0, 6),
     omega=st.sampled_from([0.5, 1.0]),
+    unary=st.sampled_from([0.0, 0.7]),
 )
-def test_equals_loops(seed, size, iterations, omega):
+def test_equals_loops(seed, size, iterations, omega, unary):
     initial, box, image = _scene(seed, height=8, width=7)
     kernel = mean_field_kernel(image, kernel_size=size, omega=omega)
-    soft = mean_field(initial, box, kernel, iterations, hard=False)
+    soft = mean_field(initial, box, kernel, iterations, hard=False, unary=unary)
     for b in range(len(initial)):
-        expected = _loop_mean_field(initial[b], box[b], kernel[b], iterations)
+        expected = _loop_mean_field(initial[b], box[b], kernel[b], iterations, unary)
         assert torch.allclose(soft[b], expected, atol=2e-5)
-    assert torch.equal(mean_field(initial, box, kernel, iterations), (soft > 0.5).float())
+    hard = mean_field(initial, box, kernel, iterations, unary=unary)
+    assert torch.equal(hard, (soft > 0.5).float())
 
 
 @pytest.mark.parametrize("size", [3, 5])
@@ -281,6 +284,16 @@ def test_everything_runs_in_float32(dtype):
     assert torch.equal(target, expected)
 
 
+@pytest.mark.parametrize(("unary", "kept"), [(0.0, False), (8.0, True)])
+def test_a_strong_unary_term_holds_to_the_start(unary, kept):
+    initial, box, _ = _scene(9)
+    initial = torch.where(initial > 0.5, 0.8, 0.2)
+    # Weak messages: strong ones times a strong unary term fall below the 1e-6, to the background.
+    kernel = mean_field_kernel(torch.zeros(2, 3, 24, 20), omega=0.2)
+    target = mean_field(initial, (box > 0).float(), kernel, unary=unary)
+    assert torch.equal(target, (initial > 0.5).float()) == kept
+
+
 def test_initial_state_averages_inside_the_box():
     box = torch.tensor([[[0.0, 0.5, 1.0]]])
     student, teacher = torch.tensor([[[0.2, 0.4, 1.0]]]), torch.tensor([[[0.6, 0.8, 0.5]]])
@@ -306,6 +319,7 @@ def test_nothing_to_do(shape):
         lambda q, b, k: mean_field_kernel(torch.zeros(1, 3, 4, 4), zeta=0.0),
         lambda q, b, k: mean_field(q, b, k, low=0.0),
         lambda q, b, k: mean_field(q, b, k, low=0.6, high=0.4),
+        lambda q, b, k: mean_field(q, b, k, unary=-0.1),
         lambda q, b, k: mean_field(q, b[:1], k),
         lambda q, b, k: mean_field(q, b, k[:, :8]),
     ],

@@ -66,6 +66,14 @@ def test_crops_are_those_of_training_and_one_grey_level_off_on_other_devices(win
     assert np.abs(there.astype(int) - expected).max() <= 1
 
 
+@settings(max_examples=40, deadline=None)
+@given(windows, st.sampled_from(["wrap", "reflect", "replicate"]))
+def test_crops_continue_beyond_the_edge_as_in_training(window, border):
+    expected = resize_image(wrap_crop(IMAGE, window, border), SIZE)
+    found = cut_and_resize(torch.from_numpy(IMAGE), window, SIZE, border)
+    assert (found.permute(1, 2, 0).numpy() == expected).all()
+
+
 boxes = st.tuples(
     *(st.floats(-20, 50), st.floats(-20, 35), st.floats(0.1, 70), st.floats(0.1, 60))
 ).map(lambda b: np.array([b[0], b[1], b[0] + b[2], b[1] + b[3]]))
@@ -170,6 +178,60 @@ def test_a_nan_of_the_network_that_only_confirms_is_an_error_too():
 def test_unknown_measures_are_named():
     with pytest.raises(ValueError, match=r"TEST.QUALITY 'best': use one of \['agreement'"):
         predictor(quality="best")
+
+
+def test_unknown_borders_are_named():
+    with pytest.raises(ValueError, match="BORDER 'mirror': use one of wrap, reflect, replicate"):
+        predictor(border="mirror")
+
+
+def test_the_border_is_seen_by_boxes_at_the_edge_alone():
+    inner = np.array([[15.0, 12, 35, 25]])
+    edge = np.array([[0.0, 0, 20, 20]])
+    found = {
+        border: [predictor(border=border).predict(IMAGE, b)["teacher"] for b in (inner, edge)]
+        for border in ("wrap", "replicate")
+    }
+    assert found["wrap"][0] == found["replicate"][0]
+    assert found["wrap"][1] != found["replicate"][1]
+
+
+@pytest.mark.parametrize("quality", ["estimate", "agreement", "soft_agreement"])
+@pytest.mark.parametrize(
+    "networks", [{"student": Counting()}, {"student": Counting(), "teacher": None}]
+)
+def test_one_network_cannot_be_compared_with_another(networks, quality):
+    with pytest.raises(ValueError, match=r"TEACHER False\): use one of \['expected_iou', 'flip_"):
+        BoxPredictor(networks, normalize, crop_size=SIZE, quality=quality)
+
+
+@pytest.mark.parametrize("quality", ["expected_iou", "soft_flip_agreement"])
+def test_one_network_labels_as_it_does_beside_another(quality):
+    alone = BoxPredictor({"student": Counting()}, normalize, crop_size=SIZE, quality=quality)
+    both = predictor(quality=quality).predict(IMAGE, BOXES, ["student"])
+    assert alone.predict(IMAGE, BOXES) == both
+
+
+class ByClass(Counting):
+    """Log odds of the class's own sign."""
+
+    def forward(self, images, areas, classes):
+        self.seen = [*getattr(self, "seen", []), classes.tolist()]
+        return super().forward(images, areas) * (1 - 2 * classes[:, None, None])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 16])
+def test_classes_follow_their_boxes(batch_size):
+    teacher = ByClass()
+    own = predictor(ByClass(), teacher, quality="soft_agreement", batch_size=batch_size)
+    found = own.predict(IMAGE, BOXES[:3], ["teacher"], classes=[0, 1, 0])["teacher"]
+    plain, negative = (
+        predictor(Counting(s), Counting(s), quality="soft_agreement").predict(IMAGE, BOXES[:3])
+        for s in (1.0, -1.0)
+    )
+    assert found[::2] == plain["teacher"][::2]
+    assert found[1] == negative["teacher"][1]
+    assert [c for asked in teacher.seen for c in asked] == [0, 1, 0]
 
 
 @pytest.mark.parametrize("calibrated", [False, True])
