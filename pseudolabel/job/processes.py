@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,9 @@ def run_processes(
     numbers = [row.shard for row in rows]
     meter = Meter(plan, done, Tally(cells))
     children: list[BaseProcess] = []
+    if options.start_method == "spawn":
+        # Begun later, it would lift the block of Ctrl-C for the first worker.
+        resource_tracker.ensure_running()
     try:
         with one_thread_each(), stop_held_back():
             for k in range(workers):

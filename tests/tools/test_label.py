@@ -1,16 +1,21 @@
 """tools/label.py: what it refuses, and that it then changes nothing."""
 
 import json
+import os
+import pickle
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from pseudolabel.errors import DataError
 from pseudolabel.store import output_paths
+from tests.pseudolabel.job.made import FOREIGN
 from tests.tiny import write_coco
-from tests.tools.commands import ROOT, SMALL_DISK, load_command
+from tests.tools.commands import ROOT, load_command
 
 
 @pytest.fixture
@@ -23,10 +28,21 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    """The bytes of the labels of an undisturbed run, whatever the folder."""
+    place = tmp_path_factory.mktemp("undisturbed")
+    write_coco(place)
+    assert run(place, "--labeler", "ellipse").returncode == 0
+    return (place / "labels.json").read_bytes()
+
+
 def run(folder, *arguments, output="labels.json", start=()):
     command = [sys.executable, *start, str(ROOT / "tools/label.py"), "--images", "."]
     command += ["--boxes", "instances.json", "--output", output, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, start_new_session=True
+    )
 
 
 def state(folder):
@@ -100,29 +116,94 @@ def test_manifest_and_rejects_are_outputs_too():
     assert names == ["labels.json", "labels.rejects.jsonl", "labels.manifest.json"]
 
 
-# The input of a shard does not fit; the labels do not.
-@pytest.mark.parametrize("limit", [100, 1300])
-def test_full_disk_changes_none_of_the_three_files_and_costs_no_work(limit, folder):
+# Where the disk is full: name -> (module, function in whose calls nothing can be written).
+STAGES = {
+    "plan": ("run", "make_plan"),
+    "part": ("shard", "write_part"),
+    "receipt": ("shard", "write_receipt"),
+    "labels": ("run", "merge"),
+    "manifest": ("merge", "_manifest"),
+}
+FULL = """
+import importlib, resource, runpy, sys
+module, name = importlib.import_module("pseudolabel.job.{0}"), "{1}"
+real = getattr(module, name)
+def on_a_full_disk(*arguments, **options):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, 20))
+    return real(*arguments, **options)
+setattr(module, name, on_a_full_disk)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_full_disk_changes_none_of_the_three_files_and_costs_no_work(stage, folder, labels):
+    """A limit on the size of files, from the named stage on, stands in for a full disk."""
     for path in output_paths(folder / "labels.json"):
         path.write_text("old")
     before = state(folder)
-    done = run(folder, "--labeler", "ellipse", start=("-c", SMALL_DISK.format(limit)))
-    assert_refused(done, "File too large")
+    start = ("-c", FULL.format(*STAGES[stage]))
+    assert_refused(run(folder, "--labeler", "ellipse", start=start), "File too large")
     assert state(folder) == before
-    if limit == 1300:
-        return
-    assert run(folder, "--labeler", "ellipse").returncode == 0
-    assert len(json.loads((folder / "labels.json").read_text())["annotations"]) == 8
+    done = run(folder, "--labeler", "ellipse")
+    assert done.returncode == 0, done.stdout
+    assert ("going on, 1 of 1 shards" in done.stdout) == (stage in ("labels", "manifest"))
+    assert state(folder)["labels.json"] == labels
     assert not (folder / "labels.json.job").exists()
 
 
+def test_a_disk_that_is_really_full(folder, labels):
+    """A file system of 64 kB, where one can be mounted."""
+    disk = folder / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("nothing can be mounted here")
+    try:
+        rest = disk / "rest"
+        rest.write_bytes(bytes(48 << 10))
+        assert_refused(run(folder, "--labeler", "ellipse", output="disk/a.json"), "No space left")
+        rest.unlink()
+        assert run(folder, "--labeler", "ellipse", output="disk/a.json").returncode == 0
+        assert (disk / "a.json").read_bytes() == labels
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_output_folder_that_cannot_be_written(folder):
+    """Not even by root, who may write into any other folder."""
+    if not Path("/sys/kernel").is_dir():
+        pytest.skip("no /sys here")
+    before = state(folder)
+    done = run(folder, "--labeler", "ellipse", output="/sys/kernel/labels.json")
+    assert_refused(done, "/sys/kernel/labels.json")
+    assert state(folder) == before
+
+
 def test_wrong_image_folder_does_not_pass_for_success(folder):
+    """Nor does the command when it is given again; the job shows what happened."""
     (folder / "empty").mkdir()
-    done = run(folder, "--labeler", "ellipse", "--images", "empty")
-    assert_refused(done, "every image was rejected")
+    for _ in range(2):
+        done = run(folder, "--labeler", "ellipse", "--images", "empty")
+        assert_refused(done, "every image was rejected")
+        assert (folder / "labels.json.job/plan.json").is_file()
     rejects = (folder / "labels.rejects.jsonl").read_text().splitlines()
     assert len(rejects) == 8
     assert all("does not exist" in line for line in rejects)
+    assert_refused(run(folder, "--labeler", "ellipse"), "4 of 4 image files")
+    assert run(folder, "--labeler", "ellipse", "--restart").returncode == 0
+    assert not (folder / "labels.json.job").exists()
+
+
+def test_given_again_it_says_that_it_has_finished(folder):
+    assert run(folder, "--labeler", "ellipse").returncode == 0
+    before = state(folder)
+    for more in ((), ("--shard", "1/2")):
+        done = run(folder, "--labeler", "ellipse", *more)
+        assert done.returncode == 0
+        assert "finished: labels.json is complete" in done.stdout
+        assert state(folder) == before
 
 
 def test_several_processes_give_the_bytes_of_one(folder):
@@ -134,22 +215,112 @@ def test_several_processes_give_the_bytes_of_one(folder):
     assert state(folder)["labels.json"] == before
 
 
-@pytest.mark.parametrize("name", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_hand_it_says_how_to_go_on(name, folder):
-    start = (
-        "-c",
-        "import os, runpy, signal, sys, pseudolabel.job.run as run; sys.argv = sys.argv[1:]; "
-        f"run.merge = lambda *_: os.kill(os.getpid(), {int(name)}); "
-        "runpy.run_path(sys.argv[0], run_name='__main__')",
-    )
-    done = run(folder, "--labeler", "ellipse", start=start)
+# Where a signal comes: in the merge, in an import, in the building of a labeler, and between the
+# first and the second worker, as a terminal sends it: to all processes of the command.
+AT_MERGE = "import pseudolabel.job.run as run; run.merge = lambda *_: kill()"
+AT_IMPORT = """
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "{0}":
+            kill()
+sys.meta_path.insert(0, Finder())
+"""
+AT_BUILD = "import pseudolabel.yardsticks as y; y.Yardstick.__init__ = lambda *_: kill()"
+AT_CHILD = """
+import multiprocessing.process, time
+real = multiprocessing.process.BaseProcess.start
+def start(process):
+    real(process)
+    time.sleep({0})
+    os.killpg(0, number)
+multiprocessing.process.BaseProcess.start = start
+"""
+STOP = """
+import os, runpy, signal, sys
+number = {0}
+def kill():
+    os.kill(os.getpid(), number)
+{1}
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "where", "begun"),
+    [
+        (signal.SIGINT, AT_MERGE, True),
+        (signal.SIGTERM, AT_MERGE, True),
+        (signal.SIGINT, AT_IMPORT.format("numpy"), False),
+        (signal.SIGTERM, AT_IMPORT.format("pseudolabel.job.shard"), False),
+        (signal.SIGINT, AT_IMPORT.format("pseudolabel.yardsticks"), False),
+        (signal.SIGINT, AT_BUILD, False),
+        (signal.SIGINT, AT_CHILD.format(0), None),  # its Python is starting
+        (signal.SIGINT, AT_CHILD.format(0.3), None),  # its imports
+        (signal.SIGTERM, AT_CHILD.format(0.3), None),
+    ],
+)
+def test_stopped_by_hand_it_says_how_to_go_on(number, where, begun, folder, labels):
+    command = STOP.format(int(number), where)
+    several = ("--workers", "2", "--shard-boxes", "2") if begun is None else ()
+    done = run(folder, "--labeler", "ellipse", *several, start=("-c", command))
     assert done.returncode == 130, done.stdout + done.stderr
-    assert "Repeat the same command" in done.stdout
+    assert done.stdout.count("Repeat the same command") == 1
     assert "Traceback" not in done.stdout + done.stderr
     assert not (folder / "labels.json").exists()
-    assert (folder / "labels.json.job/receipts/000000.json").is_file()
-    done = run(folder, "--labeler", "ellipse")
-    assert (done.returncode, "going on, 1 of 1 shards" in done.stdout) == (0, True)
+    if begun is not None:
+        assert (folder / "labels.json.job/receipts/000000.json").is_file() == begun
+    done = run(folder, "--labeler", "ellipse", *several)
+    assert done.returncode == 0
+    assert ("going on, 1 of 1 shards" in done.stdout) == bool(begun)
+    assert state(folder)["labels.json"] == labels
+
+
+@pytest.fixture
+def module(folder, monkeypatch):
+    """A module of someone else, where Python finds it."""
+    place = folder / "elsewhere"
+    place.mkdir()
+    (place / "made_labelers.py").write_text(FOREIGN)
+    monkeypatch.setenv("PYTHONPATH", str(place), prepend=os.pathsep)
+    return place
+
+
+def test_a_labeler_from_a_module_of_someone_else(folder, module):
+    """With processes that import it again; its code is part of what a job depends on."""
+    arguments = ("--labeler", "made_labelers:Middle", "--boxes", "", "--shard-boxes", "2")
+    done = run(folder, *arguments, "--workers", "2", "--keep-job")
+    assert done.returncode == 0, done.stdout + done.stderr
+    labels = json.loads((folder / "labels.json").read_text())
+    assert len(labels["annotations"]) == len(labels["images"]) == 4
+    (module / "made_labelers.py").write_text(FOREIGN.replace("w / 4", "w / 5"))
+    assert_refused(run(folder, *arguments), "the code of made_labelers has changed")
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"model": x}])
+@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+def test_a_checkpoint_that_would_run_code_is_refused(save, wrap, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    marker, weights = folder / "it_ran", folder / "x.pth"
+    save(wrap(Malicious(marker)), weights)
+    command = load_command("label")
+    given = ["--boxes", "instances.json", "--images", ".", "--output", "labels.json"]
+    config = str(ROOT / "configs/mal/sample.yaml")
+    args = command.parse_args([*given, "--labeler", "mal", "--weights", "x.pth"])
+    args.config_file, args.opts = config, ["MODEL.MAL.ENCODER.DEPTH", "1"]
+    before = state(folder)
+    with pytest.raises(DataError, match=r"x\.pth: not a safe checkpoint"):
+        command.run(args)
+    assert not marker.exists()
+    assert state(folder) == before
 
 
 def test_dry_run_prints_the_cost_and_writes_nothing(folder):

@@ -143,3 +143,34 @@ def start(target, *arguments, **options):
     process = multiprocessing.get_context("fork").Process(target=body)
     process.start()
     return process
+
+
+# A module of someone else, with a labeler that finds its boxes, and factories of none.
+FOREIGN = """
+import numpy as np
+from pseudolabel.job.found import FoundInstance
+from pseudolabel.yardsticks import ellipse
+
+class Middle:
+    name, categories = "middle", [{"id": 1, "name": "thing"}]
+
+    def label(self, image, boxes=None):
+        h, w = image.shape[:2]
+        box = (w / 4, h / 4, 3 * w / 4, 3 * h / 4)
+        return [FoundInstance(box, 1, 0.5, ellipse().label(image, np.array([box]))[0])]
+
+    def describe(self):
+        return {"name": self.name}
+
+class Unready(Middle):
+    def describe(self):
+        return {"weights": object()}
+
+def thing():
+    return 3
+
+def with_options(weights, config_file="x"):
+    return Middle()
+
+number = 3
+"""

@@ -1,0 +1,210 @@
+"""Labelers of someone else, labelers that need categories, and what may lie in a folder."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pseudolabel.errors import DataError
+from pseudolabel.job import found
+from pseudolabel.job.categories import label_with_categories
+from pseudolabel.job.dry_run import calibrate
+from pseudolabel.job.identity import code_hashes
+from pseudolabel.job.labelers import load_labeler
+from pseudolabel.store import BoxFile, LabelResult
+from tests.pseudolabel.job.made import (
+    FOREIGN,
+    Blocks,
+    Counting,
+    assert_all_accounted_for,
+    label,
+    write_job,
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_job(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Modules of someone else, where Python finds them."""
+    (tmp_path / "made_labelers.py").write_text(FOREIGN)
+    (tmp_path / "made_broken.py").write_text("import no_such_module_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("made_labelers", "made_broken"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+
+def test_a_labeler_of_someone_else_counts_with_its_code(module):
+    labeler = load_labeler("made_labelers:Middle", {"weights": ""}, {})
+    assert set(code_hashes(labeler)) == {"pseudolabel", "mal", "made_labelers"}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("made_labelers:Absent", "made_labelers has no factory 'Absent'"),
+        ("made_labelers:number", "made_labelers has no factory 'number'"),
+        ("made_labelers:", "has no factory ''"),
+        (":Middle", "module '' cannot be imported"),
+        ("no_such_module:Middle", "'no_such_module' cannot be imported .No module named"),
+        ("made_broken:Middle", "'made_broken' cannot be imported .*no_such_module_at_all"),
+        ("made_labelers:thing", "built something without `name`, `label` and `describe`"),
+        ("made_labelers:with_options", "cannot be built .missing a .*: 'weights'"),
+        ("made_labelers:Middle", "has no options, got x.pth"),
+        ("absent", "unknown name 'absent'"),
+        ("far", "module 'no_such_home' cannot be imported"),
+    ],
+)
+def test_a_name_that_gives_no_labeler(name, message, module):
+    weights = "x.pth" if "no options" in message else ""
+    with pytest.raises(DataError, match=message):
+        load_labeler(name, {"weights": weights}, {"far": "no_such_home"})
+
+
+def test_a_labeler_that_describes_itself_by_no_json(module, folder):
+    unready = load_labeler("made_labelers:Unready", {}, {})
+    with pytest.raises(DataError, match="describes itself by values that are no JSON"):
+        label(folder, labeler=unready)
+    assert not (folder / "out").exists()
+
+
+class ByCategory(Counting):
+    """Knows categories 7 and 9 and tells what it was given."""
+
+    needs_categories, category_ids = True, (7, 9)
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def label(self, image, boxes, *, categories):
+        assert len(categories) == len(boxes)
+        self.given.append(categories)
+        return super().label(image, boxes)
+
+
+@pytest.fixture
+def classes(folder):
+    """Every third box is of category 8, which the labeler does not know, others of 7 or 9."""
+    data = json.loads((folder / "boxes.json").read_text())
+    for annotation in data["annotations"]:
+        annotation["category_id"] = 7 + annotation["id"] % 3
+    data["categories"] = [{"id": k, "name": f"thing {k}"} for k in (7, 8, 9)]
+    (folder / "boxes.json").write_text(json.dumps(data))
+    return folder
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_labeler_that_needs_categories_gets_one_per_box(workers, classes):
+    labeler = ByCategory()
+    label(classes, labeler=labeler, build=ByCategory, workers=workers)
+    assert_all_accounted_for(classes)
+    labels = json.loads((classes / "out/labels.json").read_text())
+    masks = [a for a in labels["annotations"] if not a["iscrowd"]]
+    assert {a["category_id"] for a in masks} == {7, 9}
+    lines = (classes / "out/labels.rejects.jsonl").read_text().splitlines()
+    rejects = [row for row in map(json.loads, lines) if row["reason"] == "category_unknown"]
+    assert rejects
+    assert all("does not know category 8" in row["detail"] for row in rejects)
+    assert all(row["id"] % 3 == 1 for row in rejects)
+    if workers == 1:
+        given = sorted(category for categories in labeler.given for category in categories)
+        assert given == sorted(a["category_id"] for a in masks)
+
+
+def test_categories_come_in_the_order_of_boxes(classes):
+    """Beside bad boxes and crowds, which the labeler does not see."""
+    seen, labeler = {}, ByCategory()
+    for job in BoxFile(classes / "boxes.json").jobs:
+        labeler.given.clear()
+        result = LabelResult()
+        label_with_categories(job, "boxes.json", classes, labeler, result)
+        masks = [a["category_id"] for a in result.annotations if not a["iscrowd"]]
+        seen[job.image["id"]] = masks
+        assert labeler.given == ([masks] if masks else [])
+    assert sum(map(len, seen.values())) > 20
+
+
+def test_an_image_of_unknown_categories_alone_is_not_background(classes):
+    labeler = ByCategory()
+    labeler.category_ids = ()
+    label(classes, labeler=labeler)
+    assert_all_accounted_for(classes)
+    images = json.loads((classes / "out/labels.json").read_text())["images"]
+    assert [image["status"] for image in images].count("empty") == 1
+    assert not labeler.given
+
+
+def test_dry_run_gives_the_categories_too(classes):
+    labeler = ByCategory()
+    assert calibrate(BoxFile(classes / "boxes.json"), labeler, classes, 0).sample_boxes > 20
+    assert sum(map(len, labeler.given)) > 20
+
+
+@pytest.fixture
+def strange(tmp_path):
+    """A folder of images, and of what may lie in one."""
+    root, outside = tmp_path / "images", tmp_path / "outside"
+    (root / "below").mkdir(parents=True)
+    outside.mkdir()
+    for path in (root / "a.png", root / "below/b.PNG", root / "c\\d.png", outside / "secret.png"):
+        Image.fromarray(np.full((30, 40, 3), 200, np.uint8)).save(path)
+    (root / "notes.txt").write_text("no image by its name")
+    (root / "text.png").write_text("an image by its name alone")
+    (root / "empty.jpg").write_bytes(b"")
+    (root / "folder.png").mkdir()
+    os.mkfifo(root / "pipe.png")
+    (root / "linked.png").symlink_to(outside / "secret.png")
+    (root / "inside.png").symlink_to("a.png")
+    (root / "nowhere.png").symlink_to("absent.png")
+    (root / "itself.png").symlink_to("itself.png")
+    (root / "up").symlink_to("..")
+    return root
+
+
+@pytest.mark.parametrize("allow_links", [False, True])
+def test_what_may_lie_in_a_folder_of_images(allow_links, strange, tmp_path):
+    """Every file that is called an image is labelled or rejected by name; nothing else is."""
+    output = tmp_path / "out/labels.json"
+    label(strange, None, Blocks(), output=output, allow_links=allow_links)
+    lines = output.with_suffix(".rejects.jsonl").read_text().splitlines()
+    rejects = {row["file_name"]: row["detail"] for row in map(json.loads, lines)}
+    labels = json.loads(output.read_text())
+    labelled = [i["file_name"] for i in labels["images"] if i["status"] == "labelled"]
+    linked = ["linked.png"] if allow_links else []
+    assert labelled == ["a.png", "below/b.PNG", "inside.png", *linked]
+    expected = {
+        "c\\d.png": "does not exist",  # a backslash separates folders in a JSON
+        "empty.jpg": "cannot be read",
+        "itself.png": "",
+        "linked.png": "leads by a link",
+        "nowhere.png": "does not exist",
+        "text.png": "cannot be read",
+    }
+    for name in linked:
+        del expected[name]
+    assert sorted(rejects) == sorted(expected)
+    assert all(words in rejects[name] for name, words in expected.items())
+    BoxFile(output)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(strange, tmp_path, monkeypatch):
+    """Its images would be missing without a word. (Root may list any, so it is made up.)"""
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("below"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(found.os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"images/below: cannot be listed .Permission denied"):
+        label(strange, None, Blocks(), output=tmp_path / "out/labels.json")
+    assert not (tmp_path / "out").exists()
