@@ -113,8 +113,12 @@ def load_config(config_file: str, opts: list[str]) -> CfgNode:
     add_masksmith_config(cfg)
     add_mal_config(cfg)
     device = cfg.MODEL.DEVICE
+    # A saved config also holds the keys of the other methods that tools/train_net.py knows.
+    cfg.set_new_allowed(True)
+    cfg.MODEL.MAL.set_new_allowed(False)
     with _clear_errors(config_file, "give the YAML of a MAL training run"):
         cfg.merge_from_file(config_file, allow_unsafe=False)
+    cfg.set_new_allowed(False)
     # A saved config names the machine it was trained on.
     cfg.MODEL.DEVICE = device
     with _clear_errors("options", "give pairs of a config key and its value"):
