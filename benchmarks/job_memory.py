@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Peak memory of the labelling job at 1x and 10x images: plan, one worker, merge.
 
-    python benchmarks/job_memory.py [--images 20000] [--boxes-per-image 7]
+    python benchmarks/job_memory.py [--images 20000] [--boxes-per-image 7] [--record]
 
 Each stage runs in a process of its own; one image file stands in for all. The yardstick "ellipse"
 labels, so that what is measured is the job and no network. Prints a table and, as ratio, what ten
@@ -31,6 +31,8 @@ SIDE = 96
 # The same at both sizes; a small input would be cut finer by default.
 SHARD_BOXES = 5000
 STAGES = ("plan", "worker", "merge")
+# Seconds, peak MB and growth MB of each stage.
+Measured = dict[str, tuple[float, float, float]]
 
 
 def write_input(folder: Path, images: int, boxes: int) -> None:
@@ -72,7 +74,7 @@ def peak_mb() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-def measure(images: int, boxes: int) -> dict[str, tuple[float, float, float]]:
+def measure(images: int, boxes: int) -> Measured:
     """(seconds, peak MB, growth MB) of each stage."""
     folder, numbers = Path(tempfile.mkdtemp(prefix="job_memory.")), {}
     context = multiprocessing.get_context("spawn")
@@ -91,23 +93,48 @@ def measure(images: int, boxes: int) -> dict[str, tuple[float, float, float]]:
     return numbers
 
 
+def to_rows(small: Measured, large: Measured, boxes: int) -> list[list[str]]:
+    """A row per stage; `boxes` is that of the smaller input."""
+    rows = []
+    for name in STAGES:
+        peaks = [f"{peak:.0f} MB (+{more:.0f})" for _, peak, more in (small[name], large[name])]
+        ratio = large[name][1] / small[name][1]
+        rows.append([name, *peaks, f"{ratio:.2f}", f"{10 * boxes / large[name][0]:,.0f}"])
+    return rows
+
+
 def main() -> None:
-    """Measures both sizes and prints the table."""
+    """Measures both sizes, prints the table, and records it if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--images", type=int, default=20_000, help="of the smaller input")
     parser.add_argument("--boxes-per-image", type=int, default=7)
+    parser.add_argument("--record", action="store_true", help="write docs/results")
     args = parser.parse_args()
     small, large = (measure(args.images * k, args.boxes_per_image) for k in (1, 10))
     boxes = args.images * args.boxes_per_image
-    print(f"| stage | {boxes:,} boxes | {10 * boxes:,} boxes | peak, ratio | boxes/s at 10x |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for name in STAGES:
-        ratio = large[name][1] / small[name][1]
-        cells = [f"{peak:.0f} MB (+{more:.0f})" for _, peak, more in (small[name], large[name])]
-        rate = 10 * boxes / large[name][0]
-        print(f"| {name} | {cells[0]} | {cells[1]} | {ratio:.2f} | {rate:,.0f} |")
+    header = ["stage", f"{boxes:,} boxes", f"{10 * boxes:,} boxes", "peak, ratio"]
+    header.append("boxes/s at 10x")
+    rows = to_rows(small, large, boxes)
+    # Not imported above: torch, which comes along, would weigh on every stage's process.
+    from results import measurement, record
+    from tables import markdown_table
+
+    print(markdown_table(header, rows))
+    if args.record:
+        text = (
+            "Largest resident memory of each stage of the labelling job (and its growth since the "
+            f"start of the process), {args.images:,} and {10 * args.images:,} images with "
+            f'{args.boxes_per_image} boxes each, labelled by the yardstick "ellipse" so that no '
+            "network is measured; wall time, one worker."
+        )
+        columns = ("seconds", "peak_mb", "growth_mb")
+        raw = {
+            size: {name: dict(zip(columns, numbers)) for name, numbers in found.items()}
+            for size, found in (("1x", small), ("10x", large))
+        }
+        record(measurement("job_memory", text, header, rows, raw))
 
 
 if __name__ == "__main__":

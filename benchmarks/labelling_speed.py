@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Labelling throughput / the network's own forward (part of `make bench`, < 3 minutes).
 
-    python benchmarks/labelling_speed.py
+    python benchmarks/labelling_speed.py [--record]
 
 Above: decoding, cropping, the networks that the measure of quality needs, pasting, thresholds,
 quality and run-length codes. Below: encoder and decoder of the same networks on the same crops,
@@ -16,12 +16,15 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import get_cfg
 from PIL import Image
+from results import measurement, record
 from speed import ROOT, Ratio, compare, show
 
 from mal.config import add_mal_config
@@ -134,15 +137,14 @@ def throughput_ratio(work: Labelling, repeats: int) -> Ratio:
     return compare(work.network, work.label, repeats)
 
 
-def breakdown(work: Labelling, ratio: Ratio) -> str:
+def breakdown(work: Labelling, ratio: Ratio) -> dict[str, float]:
     """CPU milliseconds per box of each part; what is left is after the network."""
     boxes = sum(len(own) for _, own in work.jobs)
     parts = {"decode": _seconds(work.decode), "crop and resize": _seconds(work.crop)}
     per_box = {name: 1000 * value / boxes for name, value in parts.items()}
     per_box["network"] = ratio.first_ms / boxes
     rest = ratio.second_ms / boxes - sum(per_box.values())
-    per_box["resample, threshold, quality, run-length code"] = rest
-    return ", ".join(f"{name} {value:.2f}" for name, value in per_box.items())
+    return {**per_box, "resample, threshold, quality, run-length code": rest}
 
 
 def _seconds(work: Callable[[], object], calls: int = 3) -> float:
@@ -155,30 +157,82 @@ def _seconds(work: Callable[[], object], calls: int = 3) -> float:
     return min(times)
 
 
+@dataclass(frozen=True)
+class Result:
+    """One line of the table.
+
+    Attributes:
+        config, data: the YAML and where the images are from.
+        images, boxes: numbers of them.
+        quality: the measure.
+        ratio: network / all.
+        parts: CPU milliseconds per box, as of `breakdown`.
+    """
+
+    config: str
+    data: str
+    images: int
+    boxes: int
+    quality: str
+    ratio: Ratio
+    parts: dict[str, float]
+
+
+def to_record(results: list[Result], repeats: int) -> dict[str, Any]:
+    """What `docs/results/labelling_speed.json` holds."""
+    text = (
+        "Labelling throughput over that of the network's own forward (encoder and decoder of the "
+        "networks that the measure of quality needs, the same crops in memory): decoding, "
+        "cropping, thresholds, quality and run-length codes included. CPU time on one thread, "
+        f"random weights, median of {repeats} pairs that take turns in one process."
+    )
+    header = ["config", "quality", "boxes", "ratio", "smallest to largest"]
+    header += ["network, ms per box", "the rest, ms per box"]
+    rows = [
+        [
+            r.config,
+            r.quality,
+            f"{r.boxes} on {r.images} images of {r.data}",
+            f"{r.ratio.median:.3f}",
+            f"{r.ratio.smallest:.3f} to {r.ratio.largest:.3f}",
+            f"{r.parts['network']:.2f}",
+            f"{sum(r.parts.values()) - r.parts['network']:.2f}",
+        ]
+        for r in results
+    ]
+    return measurement("labelling_speed", text, header, rows, {"rows": list(map(asdict, results))})
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Prints one ratio and one breakdown per config and measure."""
+    """Prints one ratio and one breakdown per config and measure, and records them if asked to."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--repeats", type=int, default=3, help="timed pairs (default: %(default)s)")
     parser.add_argument("--images", type=int, default=8, help="(default: %(default)s)")
+    parser.add_argument("--record", action="store_true", help="write docs/results")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="KEY VALUE config overrides")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data = Path(os.environ.get("MASKSMITH_DATA", ""))
+    data, results = Path(os.environ.get("MASKSMITH_DATA", "")), []
     with tempfile.TemporaryDirectory() as folder:
         made = list(made_jobs(Path(folder), args.images))
         for config, name in CONFIGS.items():
             real = (data / name).is_dir()
             jobs = real_jobs(data / name, args.images) if real else made
-            boxes = sum(len(own) for _, own in jobs)
-            print(f"{config}, {boxes} boxes on {len(jobs)} images of {name if real else 'noise'}:")
+            boxes, origin = sum(len(own) for _, own in jobs), name if real else "noise"
+            print(f"{config}, {boxes} boxes on {len(jobs)} images of {origin}:")
             model = build_model(ROOT / config, args.opts)
             for quality in QUALITIES:
                 work = Labelling(model, jobs, quality)
                 ratio = throughput_ratio(work, args.repeats)
+                parts = breakdown(work, ratio)
                 show(f"  labelling, quality {quality}: network / all", ratio)
-                print(f"    ms per box: {breakdown(work, ratio)}")
+                shown = ", ".join(f"{part} {value:.2f}" for part, value in parts.items())
+                print(f"    ms per box: {shown}")
+                results.append(Result(config, origin, len(jobs), boxes, quality, ratio, parts))
+    if args.record:
+        record(to_record(results, args.repeats))
 
 
 if __name__ == "__main__":
