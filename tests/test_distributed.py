@@ -79,8 +79,9 @@ def losses(output):
     ("method", "opts", "command"),
     [
         ("mask_rcnn/sample", EVEN_SAMPLES, LAUNCH),
-        # MAL's losses are means over boxes, one of which is a sample.
-        ("mal/sample", [], TORCHRUN),
+        # MAL's losses are means over boxes, one of which is a sample. Processes take whole blocks
+        # of them, and exchange their gradients after the last batch of a step.
+        ("mal/sample", ["SOLVER.ACCUMULATE", 2, "MODEL.MAL.CROPS_PER_IMAGE", 2], TORCHRUN),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(method, opts, command, tmp_path):
