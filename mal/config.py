@@ -69,6 +69,7 @@ def _add_network_keys(mal: CfgNode) -> None:
     mal.ENCODER.EMBED_DIM = 0
     mal.ENCODER.DEPTH = 0
     mal.ENCODER.NUM_HEADS = 0
+    # Rate of stochastic depth (paper: none).
     mal.ENCODER.DROP_PATH = 0.0
     # File with timm-named weights, or "timm:NAME" for weights that timm publishes; "" starts from
     # random numbers.
@@ -89,6 +90,7 @@ def _add_network_keys(mal: CfgNode) -> None:
     mal.DECODER.NUM_CONVS = 4
     # Resize of the features for boxes < 32^2, < 96^2 and the rest; equal values: no size bins.
     mal.DECODER.SCALES = (0.5, 1.0, 2.0)
+    # Factor of the upsampling before the last convolution of the V head.
     mal.DECODER.UPSAMPLE = 2.0
     # Cross-attention layers of "query" and their heads.
     mal.DECODER.QUERY_LAYERS = 3
@@ -113,7 +115,9 @@ def _add_loss_keys(mal: CfgNode) -> None:
     mal.CRF.ZETA = 0.1
     # omega: factor of the kernel (the released code parses it and uses 1).
     mal.CRF.OMEGA = 1.0
+    # Side of the neighbourhood in pixels of the map.
     mal.CRF.KERNEL_SIZE = 3
+    # Updates of the state q.
     mal.CRF.ITERATIONS = 100
     # Image whose colours guide it: "student" (jittered, the released code) or "clean".
     mal.CRF.GUIDANCE = "student"

@@ -31,7 +31,9 @@ def add_masksmith_config(cfg: CfgNode) -> None:
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0
+    # "cuda", or "cpu" where there is none.
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    # 0: the number of classes in the JSON of DATASETS.TRAIN.
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 0
     # Pseudo-labels are RLE, which Detectron2's polygon format refuses.
     cfg.INPUT.MASK_FORMAT = "bitmask"
