@@ -82,11 +82,12 @@ class ImageSource:
     Args:
         image_root: the folder; without `images_json` every image file in it and below is taken, in
             the order of names, with the ids 1, 2, ...
-        categories: of the labeler; those of `images_json` count first.
+        categories: of the labeler; they are added to those of `images_json`.
         images_json: a JSON with `images`; its annotations are not read.
 
     Raises:
-        DataError: the folder is missing or has no image, or the JSON is not sound.
+        DataError: the folder is missing or has no image, or the JSON is not sound or has another
+            category under an id of the labeler's.
     """
 
     annotations_in = 0
@@ -110,7 +111,8 @@ class ImageSource:
         refuse_first(images_json, self._defects({**head, **lists}, known), REJECTED_ALONE)
         self.image_ids = np.array(sorted(known.sizes), dtype=np.int64)
         kept = {key: None if isinstance(v, Section) else v for key, v in head.items()}
-        self.head = {**self.head, **kept, "categories": kept.get("categories") or categories}
+        joined = _join_categories(kept.get("categories") or [], categories, images_json)
+        self.head = {**self.head, **kept, "categories": joined}
 
     def _list_folder(self) -> list[str]:
         if not self.root.is_dir():
@@ -142,6 +144,17 @@ class ImageSource:
     def list_sha256(self) -> str:
         """Hash of the names in a folder."""
         return hashlib.sha256(json.dumps(self.names).encode()).hexdigest()
+
+
+def _join_categories(own: list[dict], found: list[dict], path: object) -> list[dict]:
+    """Those of a JSON and of a labeler; every category that the labels name has to be there."""
+    names = {category["id"]: category.get("name") for category in own}
+    for category in found:
+        ours, theirs = names.get(category["id"]), category.get("name")
+        if None not in (ours, theirs) and ours != theirs:
+            problem = f"category {category['id']} is {ours!r}, of the labeler {theirs!r}"
+            raise DataError(path, problem, "leave the categories out, or give the labeler's own")
+    return [*own, *(category for category in found if category["id"] not in names)]
 
 
 def _image_files(root: Path) -> Iterator[Path]:

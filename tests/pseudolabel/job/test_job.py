@@ -265,8 +265,19 @@ def test_images_of_a_json_without_boxes(folder):
     manifest = label(folder, None, Blocks(), images_json="boxes.json")
     labels = json.loads((folder / "out/labels.json").read_text())
     assert len(labels["images"]) == manifest["job"]["images"] == 12
-    assert labels["categories"] == [{"id": 7, "name": "thing"}]
+    assert labels["categories"] == [{"id": 7, "name": "thing"}, *Blocks.categories]
+    assert {a["category_id"] for a in labels["annotations"]} == {1}
+    BoxFile(folder / "out/labels.json")
     assert [image["id"] for image in labels["images"]] == sorted(i["id"] for i in labels["images"])
+
+
+def test_a_category_that_means_two_things(folder):
+    data = json.loads((folder / "boxes.json").read_text())
+    data["categories"] = [{"id": 1, "name": "dark"}]
+    data["annotations"] = []
+    (folder / "boxes.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="category 1 is 'dark', of the labeler 'bright'"):
+        label(folder, None, Blocks(), images_json="boxes.json")
 
 
 def test_a_folder_without_images(tmp_path):
