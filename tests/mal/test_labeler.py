@@ -26,7 +26,7 @@ def test_keys_of_other_methods_do_not_matter(tmp_path, text):
         ("MODEL: {MAL: {MAP_SIDE: 64}}", [], "MODEL.MAL.MAP_SIDE"),
         ("MODEL: {MAL: {DECODER: {NAMES: query}}}", [], "MODEL.MAL.DECODER.NAMES"),
         ("MODEL: {MAL: {MAP_SIZE: large}}", [], "MODEL.MAL.MAP_SIZE"),
-        ("MODEL: 3", [], "MODEL"),
+        ("MODEL: 3", [], "cannot be used as a config of MAL"),
         ("VERSION: 2", ["MODEL.MALL.MAP_SIZE", "64"], "MODEL.MALL.MAP_SIZE"),
         ("VERSION: 2", ["INPUT.NEW", "64"], "INPUT.NEW"),
     ],
