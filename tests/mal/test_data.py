@@ -204,6 +204,21 @@ def test_a_training_on_masks_refuses_a_box_without_one(tmp_path):
         Trainer.build_train_loader(cfg)
 
 
+def test_a_training_on_masks_learns_from_the_json_s_masks(tmp_path):
+    opts = ["MODEL.MAL.SUPERVISION", "mask", "MODEL.MAL.BORDER", "reflect", "DATASETS.TEST", "()"]
+    opts += ["SOLVER.MAX_ITER", 2, "DATALOADER.NUM_WORKERS", 0]
+    cfg = tiny_config("mal/sample", write_coco(tmp_path), tmp_path / "out", opts)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(False)
+    trainer.train()
+    samples = trainer.data_loader.last_samples
+    assert {int(sample["category"]) for sample in samples} <= {0, 1}
+    # A disc covers pi / 4 of its box.
+    shares = [float(s["true_mask"].sum() / s["box_mask"].sum()) for s in samples]
+    assert all(0.6 < share < 0.9 for share in shares)
+    assert trainer.storage.history("loss_dice").latest() > 0
+
+
 def test_a_mask_of_another_image_size_is_named(record):
     mapper = BoxCropMapper(crop_size=24, margin=1.2, gated=True)
     record["segmentation"] = encode_rle(np.ones((5, 5), bool))
