@@ -94,13 +94,14 @@ def check_config(cfg: CfgNode) -> None:
     model, prefix = cfg.MODEL.MASK_FORMER, "MODEL.MASK_FORMER."
     heads, hidden, channels = model.NHEADS, model.HIDDEN_DIM, model.CONVS_DIM
     multiple = "its group norms have 32 groups"
+    uneven = f"is no multiple of NHEADS {heads}"
     rules = [
         ("BACKBONE", model.BACKBONE in BACKBONES, "is no backbone", f"use one of {BACKBONES}"),
         ("NHEADS", heads > 0, "is no number of heads", "use 1 or more"),
         ("CONVS_DIM", channels % 32 == 0, "is no multiple of 32", f"round it: {multiple}"),
         ("CONVS_DIM", channels > 0, "is no width", "use 32 or more"),
-        ("CONVS_DIM", channels % max(heads, 1) == 0, f"is no multiple of NHEADS {heads}", "fit it"),
-        ("HIDDEN_DIM", hidden % max(heads, 1) == 0, f"is no multiple of NHEADS {heads}", "fit it"),
+        ("CONVS_DIM", channels % max(heads, 1) == 0, uneven, "choose another of the two"),
+        ("HIDDEN_DIM", hidden % max(heads, 1) == 0, uneven, "choose another of the two"),
         ("HIDDEN_DIM", hidden % 4 == 0, "is no multiple of 4", "round it: sines of two axes"),
         ("DEC_LAYERS", model.DEC_LAYERS >= 2, "leaves no decoder layer", "use 2 or more"),
         ("NUM_OBJECT_QUERIES", model.NUM_OBJECT_QUERIES > 0, "is too small", "use 1 or more"),

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from pseudolabel.checkpoints import UNREADABLE
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path
 
@@ -91,7 +92,7 @@ def _load(kind: type, source: str, config: Any, key: str) -> tuple[nn.Module, di
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ValueError, *UNREADABLE) as error:
         remedy = "give a folder of save_pretrained, or a name that can be downloaded"
         raise DataError(key, f"{source} cannot be loaded ({error})", remedy) from error
 

@@ -27,9 +27,16 @@ BACKBONES = {
     ],
     "detectron2": [
         *(PREFIX + "BACKBONE", "detectron2", "MODEL.BACKBONE.NAME", "build_resnet_backbone"),
-        *("MODEL.BACKBONE.FREEZE_AT", 0, "MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.NORM", "GN"),
+        *(
+            "MODEL.BACKBONE.FREEZE_AT",
+            0,
+            "MODEL.RESNETS.DEPTH",
+            18,
+            "MODEL.RESNETS.NORM",
+            "FrozenBN",
+        ),
         *("MODEL.RESNETS.OUT_FEATURES", ["res2", "res3", "res4", "res5"]),
-        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 32, "MODEL.RESNETS.RES2_OUT_CHANNELS", 32),
+        *("MODEL.RESNETS.STEM_OUT_CHANNELS", 64, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64),
     ],
 }
 
