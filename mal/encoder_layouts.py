@@ -1,10 +1,10 @@
 """Names of pretrained ViT weights: from those of the public releases to timm's.
 
-MAE, DeiT, DINO and timm's own files agree but for wrappers and pretext parts. DINOv2, DINOv3 and
-DeiT III name registers, layer scale, gated MLPs and the bias of queries and values differently, and
-position embeddings do or do not include the class token. Values are never changed beyond what
-keeps the network's function: folding the class token's position into the token, zeroing a bias
-that the release masks.
+MAE, DeiT, DINO and timm's own files agree but for wrappers and pretext parts. DINOv2, DINOv3 (its
+own files and those of the transformers library) and DeiT III name registers, layer scale, gated
+MLPs and the bias of queries and values differently, and position embeddings do or do not include
+the class token. Values are never changed beyond what keeps the network's function: folding the
+class token's position into the token, zeroing a bias that the release masks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,18 @@ _RENAMED = (
     (re.compile(r"\.mlp\.w2\."), ".mlp.fc1_x."),
     (re.compile(r"\.mlp\.w3\."), ".mlp.fc2."),
 )
+# DINOv3 as the transformers library has it; an MLP is gated where there is a gate_proj.
+_TRANSFORMERS = (
+    (re.compile(r"^embeddings\.patch_embeddings\."), "patch_embed.proj."),
+    (re.compile(r"^embeddings\.register_tokens$"), "reg_token"),
+    (re.compile(r"^embeddings\."), ""),
+    (re.compile(r"^(?:model\.)?layer\.(?=\d)"), "blocks."),
+    (re.compile(r"\.attention\.o_proj\."), ".attn.proj."),
+    (re.compile(r"\.layer_scale([12])\.lambda1$"), r".ls\1.gamma"),
+    (re.compile(r"\.mlp\.gate_proj\."), ".mlp.fc1_g."),
+    (re.compile(r"\.mlp\.down_proj\."), ".mlp.fc2."),
+)
+_QUERY = re.compile(r"^(blocks\.\d+\.)attention\.q_proj\.weight$")
 _LAYER_SCALE = re.compile(r"^(blocks\.\d+\.)(?:ls|gamma_)([12])(?:\.gamma)?$")
 _QKV_BIAS = re.compile(r"^(blocks\.\d+\.attn\.)qkv\.bias$")
 _PERIODS = "rope_embed.periods"
@@ -54,6 +66,8 @@ def to_timm_names(stored: State, vit: nn.Module, source: object) -> State:
         DataError: key biases or rotary periods that the network cannot have.
     """
     state = {key: value.float() for key, value in _unwrapped(stored).items()}
+    if "embeddings.patch_embeddings.weight" in state:
+        state = _from_transformers(state)
     state = {key: value for key, value in state.items() if not _NOT_ENCODER.match(key)}
     for pattern, name in _RENAMED:
         state = {pattern.sub(name, key): value for key, value in state.items()}
@@ -77,6 +91,21 @@ def _unwrapped(stored: State) -> State:
             inner = {k[len(prefix) :]: v for k, v in stored.items() if k.startswith(prefix)}
             stored = inner | heads
     return stored
+
+
+def _from_transformers(state: State) -> State:
+    for pattern, name in _TRANSFORMERS:
+        state = {pattern.sub(name, key): value for key, value in state.items()}
+    first = "fc1_x" if any(".mlp.fc1_g." in key for key in state) else "fc1"
+    state = {key.replace(".mlp.up_proj.", f".mlp.{first}."): v for key, v in state.items()}
+    for block in [match[1] for match in map(_QUERY.match, state) if match]:
+        names = [f"{block}attention.{part}_proj" for part in "qkv"]
+        if all(f"{name}.weight" in state for name in names):
+            weights = [state.pop(f"{name}.weight") for name in names]
+            biases = [state.pop(f"{name}.bias", torch.zeros(len(weights[0]))) for name in names]
+            state[f"{block}attn.qkv.weight"] = torch.cat(weights)
+            state[f"{block}attn.qkv.bias"] = torch.cat(biases)
+    return state
 
 
 def _split_bias(state: State, own: set[str], source: object) -> State:

@@ -147,6 +147,33 @@ def test_releases_load_as_timm_loads_them(tmp_path, name, layout):
         torch.testing.assert_close(own[key], value, msg=key)
 
 
+@pytest.mark.parametrize(("gated", "activation"), [(False, "gelu"), (True, "silu")])
+def test_dinov3_of_transformers_gives_its_own_features(tmp_path, gated, activation):
+    """An implementation of its own, rotary positions and all."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(5)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.DINOv3ViTConfig(
+        **sizes,
+        intermediate_size=256,
+        num_register_tokens=4,
+        use_gated_mlp=gated,
+        hidden_act=activation,
+    )
+    model = transformers.DINOv3ViTModel(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    name = "vit_small_plus_patch16_dinov3_qkvb" if gated else "vit_small_patch16_dinov3_qkvb"
+    weights = tmp_path / "model.safetensors"
+    encoder = ViTEncoder(name=name, image_size=64, **TINY, weights=weights).eval()
+    images = torch.randn(2, 3, 64, 96)
+    with torch.inference_mode():
+        features = encoder(images).flatten(2).transpose(1, 2)
+        expected = model(images).last_hidden_state[:, 5:]
+    torch.testing.assert_close(features, expected)
+
+
 def timm_model_from(name, overlay):
     side = SIDE[14 if "patch14" in name else 16]
     options = {"img_size": side, "dynamic_img_size": True, "num_classes": 0, **TINY}
