@@ -21,7 +21,9 @@ DETECTRON2 = {
         "DatasetMapper",
         "MetadataCatalog",
         "build_detection_test_loader",
+        "detection_utils",
         "get_detection_dataset_dicts",
+        "transforms",
     },
     "detectron2.data.datasets": {"register_coco_instances"},
     "detectron2.data.samplers": {"InferenceSampler"},
@@ -44,12 +46,13 @@ DETECTRON2 = {
     "detectron2.modeling": {
         "GeneralizedRCNN",
         "META_ARCH_REGISTRY",
+        "build_backbone",
         "build_model",
         "detector_postprocess",
     },
     "detectron2.solver": {"build_optimizer"},
     "detectron2.solver.build": {"maybe_add_gradient_clipping"},
-    "detectron2.structures": {"BoxMode"},
+    "detectron2.structures": {"BitMasks", "BoxMode", "Boxes", "ImageList", "Instances"},
     "detectron2.utils": {"comm"},
     "detectron2.utils.events": {"EventStorage", "get_event_storage"},
     "detectron2.utils.logger": {"setup_logger"},
@@ -71,6 +74,7 @@ PLAIN = {
     "report.statistics report.thresholds report.training retention retention_table review "
     "store validation validation_images validation_masks validation_records validation_report "
     "weights yardsticks",
+    "projects.mask2former": "criterion ranking targets weights",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
 
