@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -16,8 +16,14 @@ def quit_when_stopped() -> None:
 
     An exception would be printed with its traceback wherever it falls, or swallowed by a library.
     """
+    _handle(_quit)
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> None:
     for number in SIGNALS:
-        signal.signal(number, _quit)
+        # A shell's background command is begun with Ctrl-C ignored; it is not meant.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _quit(number: int, frame: FrameType | None) -> None:
@@ -28,8 +34,7 @@ def _quit(number: int, frame: FrameType | None) -> None:
 
 def raise_when_stopped() -> None:
     """From now on a stop is a KeyboardInterrupt."""
-    for number in SIGNALS:
-        signal.signal(number, signal.default_int_handler)
+    _handle(signal.default_int_handler)
 
 
 def end_undisturbed() -> None:

@@ -238,6 +238,8 @@ multiprocessing.process.BaseProcess.start = start
 STOP = """
 import os, runpy, signal, sys
 number = {0}
+# The tests themselves may run in the background.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def kill():
     os.kill(os.getpid(), number)
 {1}
