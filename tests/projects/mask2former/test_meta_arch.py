@@ -85,7 +85,9 @@ def test_weights_of_image_and_annotation_reach_the_loss():
     losses = model(weighted)
     assert all(value == 0 for name, value in losses.items() if "cross" not in name)
     assert losses["loss_cross_entropy"] > 0, "queries without an object"
-    with pytest.raises(DataError, match=r"image 3\): the weight of the image is negative or not finite: -1"):
+    with pytest.raises(
+        DataError, match=r"image 3\): the weight of the image is negative or not finite: -1"
+    ):
         model([sample(weight=-1.0, seed=3)])
     weighted[1]["instances"].gt_weights = torch.tensor([1.0, float("nan")])
     with pytest.raises(DataError, match="weight of an annotation is negative or not finite"):
