@@ -71,8 +71,8 @@ def _add_network_keys(mal: CfgNode) -> None:
     mal.ENCODER.NUM_HEADS = 0
     # Rate of stochastic depth (paper: none).
     mal.ENCODER.DROP_PATH = 0.0
-    # File with timm-named weights, or "timm:NAME" for weights that timm publishes; "" starts from
-    # random numbers.
+    # File with weights of MAE, DeiT, DINO, DINOv2, DINOv3 or timm, or "timm:NAME" for what timm
+    # publishes under that name; "" starts from random numbers.
     mal.ENCODER.WEIGHTS = ""
 
     mal.DECODER = CfgNode()

@@ -231,7 +231,8 @@ def training_crop(
 
 
 class ImageBoxes(Dataset):
-    """Test samples: image (uint8, H x W x 3, RGB), boxes (N x 4 float64, XYXY), annotation_ids.
+    """Test samples: image (uint8, H x W x 3, RGB), boxes (N x 4 float64, XYXY), classes
+    (N int64, contiguous) and annotation_ids.
 
     Crowds are left out, and so are boxes that cannot be labelled (`box_problem`), with a warning
     that names them.
@@ -240,7 +241,7 @@ class ImageBoxes(Dataset):
     def __init__(self, dataset_dicts: list[dict]):
         self.records, unusable = [], []
         for image in dataset_dicts:
-            keys, boxes = [], []
+            keys, boxes, classes = [], [], []
             for annotation in image["annotations"]:
                 if annotation.get("iscrowd", 0):
                     continue
@@ -251,7 +252,9 @@ class ImageBoxes(Dataset):
                 else:
                     keys.append(key)
                     boxes.append(box)
+                    classes.append(annotation["category_id"])
             record = {k: image[k] for k in ("file_name", "image_id", "height", "width")}
+            record["classes"] = np.asarray(classes, dtype=np.int64)
             boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
             self.records.append({**record, "boxes": boxes, "annotation_ids": keys})
         if unusable:

@@ -60,8 +60,7 @@ class LabelRefinement:
             thresholds: (B,), probabilities.
 
         Returns:
-            (B, R, R), float32: the last state, foreground above .5; next to the box, the mean of
-            the neighbours in it.
+            (B, R, R), float32: the last state, foreground above .5, background outside the box.
         """
         side = max(1, round(self.scale * logits.shape[-1]))
         zero = thresholds.to(logits.device).float().logit(EPSILON)[:, None, None]
@@ -69,16 +68,8 @@ class LabelRefinement:
         inside = _at(box[:, None], side)[:, 0]
         kernel = mean_field_kernel(_at(images, side), **self.kernel)
         options = {"low": self.low, "high": self.high, "unary": self.unary, "hard": False}
-        state = mean_field(inside * start, inside, kernel, self.iterations, **options)
-        return _extended(state, (inside > 0).float())
+        return mean_field(inside * start, inside, kernel, self.iterations, **options)
 
 
 def _at(maps: Tensor, side: int) -> Tensor:
     return F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)
-
-
-def _extended(state: Tensor, known: Tensor) -> Tensor:
-    """Values beside the known ones: a resize would mix background into outlines at the box."""
-    weight = F.avg_pool2d(known[:, None], 3, stride=1, padding=1)[:, 0]
-    total = F.avg_pool2d((state * known)[:, None], 3, stride=1, padding=1)[:, 0]
-    return torch.where(known > 0, state, total / weight.clamp(min=EPSILON))

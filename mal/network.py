@@ -9,9 +9,8 @@ from mal.decoder import KVDecoder
 from mal.decoder_fully_connected import FullyConnectedDecoder
 from mal.decoder_fully_convolutional import FullyConvolutionalDecoder
 from mal.decoder_query import QueryDecoder
-from mal.encoder import ViTEncoder
+from mal.encoder_build import build_encoder
 from pseudolabel.errors import DataError
-from pseudolabel.files import expand_path
 
 # Constructor argument: key of MODEL.MAL.DECODER.
 COMMON_KEYS = {"hidden_dim": "HIDDEN_DIM", "out_dim": "OUT_DIM", "num_classes": "NUM_CLASSES"}
@@ -62,22 +61,6 @@ def build_network(cfg: CfgNode) -> MaskNetwork:
     """Encoder and decoder as `MODEL.MAL.ENCODER` and `MODEL.MAL.DECODER` describe them."""
     encoder = build_encoder(cfg)
     return MaskNetwork(encoder, build_decoder(cfg, encoder.embed_dim))
-
-
-def build_encoder(cfg: CfgNode) -> ViTEncoder:
-    """The encoder of `MODEL.MAL.ENCODER`."""
-    options = cfg.MODEL.MAL.ENCODER
-    return ViTEncoder(
-        name=options.NAME,
-        image_size=cfg.MODEL.MAL.CROP_SIZE,
-        stem=options.STEM,
-        patch_size=options.PATCH_SIZE,
-        embed_dim=options.EMBED_DIM,
-        depth=options.DEPTH,
-        num_heads=options.NUM_HEADS,
-        drop_path=options.DROP_PATH,
-        weights=expand_path(options.WEIGHTS),
-    )
 
 
 def build_decoder(cfg: CfgNode, in_dim: int) -> nn.Module:

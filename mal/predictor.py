@@ -16,7 +16,7 @@ from mal.label_refinement import CUT, LabelRefinement
 from mal.resampling import box_maps, cut_and_resize, sample_boxes, sample_pixels
 from pseudolabel.errors import DataError
 from pseudolabel.labeler import MaskRecord, finish_record
-from pseudolabel.masks import box_to_slices, clip_box, mask_iou, size_bin_index
+from pseudolabel.masks import box_to_centre_slices, clip_box, mask_iou, size_bin_index
 from pseudolabel.quality import MEASURES, Evidence, crowding
 
 # Points per side at which the views of a box are compared.
@@ -141,7 +141,8 @@ class _Batch:
         self.extra = {}
         if classes is not None:
             self.extra["classes"] = torch.as_tensor(classes, dtype=torch.long, device=pixels.device)
-        self.spans = [box_to_slices(box, self.height, self.width) for box in boxes]
+        # A true mask ends where pixels are half covered; what the box only touches is rarely in it.
+        self.spans = [box_to_centre_slices(box, self.height, self.width) for box in boxes]
         crops = self.crops = self._crops(pixels, self.windows)
         wanted = set(names)
         if "other" in options.measure.views:
@@ -180,7 +181,7 @@ class _Batch:
         refine = self.options.refinement
         if refine is None:
             return _resized(logits, size).sigmoid()
-        box = box_maps(self.windows, self.spans, size).to(logits.device)
+        box = box_maps(self.windows, self.clipped, size).to(logits.device)
         thresholds = torch.tensor(self.thresholds)
         return _resized(refine(logits, self.crops, box, thresholds), size)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from mal.data import to_tensor, training_crop
 from mal.dice import dice_loss
-from mal.mask_auto_labeler import build_network
+from mal.network import build_network
 from mal.pasted_blobs import make_exercise
 from mal.views import student_view
 from pseudolabel.image_cache import ImageCache

@@ -106,26 +106,22 @@ def sample_boxes(maps: Tensor, windows: list[Window], boxes: np.ndarray, side: i
     return F.grid_sample(maps[:, None], grid, **options)[:, 0]
 
 
-def box_maps(windows: list[Window], spans: list[tuple[slice, slice]], size: int) -> Tensor:
-    """Which pixels of each crop show the box.
-
-    Equals the filled box cut out with zeros around it and resized by `mal.crops.resize_mask`. A
-    box is separable, so no mask of image size is drawn.
+def box_maps(windows: list[Window], boxes: np.ndarray, size: int) -> Tensor:
+    """Which pixels of each crop have their centre inside the box.
 
     Args:
         windows: of B crops.
-        spans: rows and columns of the image that each box covers.
+        boxes: (B, 4), XYXY, absolute.
         size: S.
 
     Returns:
         float32 (B, S, S) on the CPU, 0 and 1.
     """
-    centres = np.arange(size) + 0.5
+    frames = np.array(windows, dtype=np.float64).reshape(-1, 4)
+    parts = (np.arange(size) + 0.5) / size
     sides = []
-    for axis, (start, stop) in enumerate(((0, 2), (1, 3))):
-        frames = np.array([(w[start], w[stop] - w[start]) for w in windows]).reshape(-1, 2)
-        own = [pair[axis] for pair in spans]
-        bounds = np.array([(s.start, s.stop) for s in own]).reshape(-1, 2)
-        pixels = frames[:, :1] + (centres * (frames[:, 1:] / size)).astype(np.int64)
-        sides.append((pixels >= bounds[:, :1]) & (pixels < bounds[:, 1:]))
+    for start, stop, low, high in ((0, 2, 1, 3), (1, 3, 0, 2)):
+        extent = (frames[:, stop] - frames[:, start])[:, None]
+        centres = frames[:, start, None] + parts * extent
+        sides.append((centres >= boxes[:, low, None]) & (centres < boxes[:, high, None]))
     return torch.from_numpy(sides[0][:, :, None] & sides[1][:, None, :]).float()

@@ -115,7 +115,7 @@ def _draw_grabcut(
 
     height, width = image.shape[:2]
     box = clip_box(box, height, width)
-    rows, cols = box_to_slices(box, height, width)
+    rows, cols = box_to_centre_slices(box, height, width)
     centre, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2 * context
     outer_rows, outer_cols = box_to_slices([*(centre - half), *(centre + half)], height, width)
     window = np.ascontiguousarray(image[outer_rows, outer_cols])

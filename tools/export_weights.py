@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mal.encoder_weights import save_encoder_weights
 from mal.labeler import load_config
-from mal.mask_auto_labeler import build_network
+from mal.network import build_network
 from pseudolabel.checkpoints import load_strictly
 from pseudolabel.errors import DataError
 

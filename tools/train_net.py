@@ -28,6 +28,7 @@ import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 import masksmith_projects.mask2former.meta_arch
 import masksmith_projects.mask2former.pipeline  # noqa: F401  (these too)
+from mal.categories import settle_categories
 from mal.config import add_mal_config
 from masksmith_projects.mask2former.config import add_mask2former_config
 from pseudolabel.config import add_masksmith_config, config_changes
@@ -48,7 +49,7 @@ def setup(args: Namespace) -> CfgNode:
         args: of Detectron2's `default_argument_parser`.
 
     Raises:
-        DataError: as of `register_datasets`.
+        DataError: as of `register_datasets` and `settle_categories`.
     """
     cfg = get_cfg()
     add_masksmith_config(cfg)
@@ -57,6 +58,7 @@ def setup(args: Namespace) -> CfgNode:
     cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
+    settle_categories(cfg)
     drawn = cfg.SEED < 0
     if drawn:
         cfg.SEED = draw_seed(cfg, args.resume)

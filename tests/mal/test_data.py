@@ -278,17 +278,18 @@ def test_wrong_size_in_the_json_is_named(record):
 
 def test_test_sample_holds_every_box_but_crowds(record):
     crowd = {"id": 2, "bbox": [0, 0, 9, 9], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 1}
-    box = {"id": 1, "bbox": [30, 20, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+    box = {"id": 1, "bbox": [30, 20, 30, 20], "bbox_mode": BoxMode.XYWH_ABS, "category_id": 4}
     sample = ImageBoxes([{**record, "annotations": [crowd, box]}])[0]
     assert sample["annotation_ids"] == [1]
     assert sample["boxes"].tolist() == [[30, 20, 60, 40]]
+    assert sample["classes"].tolist() == [4]
     assert sample["image"].shape == (60, 80, 3)
 
 
 def test_unusable_boxes_are_left_out_of_the_evaluation_by_name(record, caplog):
     boxes = [[30, 20, 30, 20], [80, 0, 9, 9], [1, 2, 3]]
     annotations = [
-        {"id": key, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "iscrowd": 0}
+        {"id": key, "bbox": box, "bbox_mode": BoxMode.XYWH_ABS, "category_id": 0}
         for key, box in enumerate(boxes, start=1)
     ]
     sample = ImageBoxes([{**record, "annotations": annotations}])[0]

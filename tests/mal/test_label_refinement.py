@@ -1,5 +1,7 @@
 """The mean field at labelling time: against its parts, and what it leaves alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -9,13 +11,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import mal.data  # noqa: F401  (registers the data pipeline)
-from mal.crops import Window, resize_mask, test_window, zero_crop
+from mal.crops import Window, test_window
 from mal.label_refinement import LabelRefinement
 from mal.mask_auto_labeler import MaskAutoLabeler
 from mal.mean_field import mean_field, mean_field_kernel
 from mal.predictor import BoxPredictor
 from mal.resampling import box_maps
-from pseudolabel.masks import box_to_slices, decode_segmentation
+from pseudolabel.masks import box_to_centre_slices, decode_segmentation
 from tests.tiny import tiny_config, write_coco
 
 HEIGHT, WIDTH, SIZE = 40, 56, 32
@@ -52,18 +54,18 @@ def masks(records):
         lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]]
     ),
     st.tuples(*(st.integers(-30, 50),) * 2, *(st.integers(1, 80),) * 2),
-    st.integers(1, 40),
+    st.integers(1, 12),
 )
-def test_box_maps_equal_a_drawn_mask_that_is_cut_and_resized(box, frame, size):
+def test_box_maps_hold_the_centres_inside_the_box(box, frame, size):
     y, x, height, width = frame
     window = Window(y, x, y + height, x + width)
-    spans = box_to_slices(box, HEIGHT, WIDTH)
-    drawn = np.zeros((HEIGHT, WIDTH), np.uint8)
-    drawn[spans] = 1
-    expected = resize_mask(zero_crop(drawn, window), size)
-    found = box_maps([window], [spans], size)[0].numpy()
-    assert found.dtype == np.float32
-    assert (found == expected).all()
+    found = box_maps([window], np.array([box]), size)[0]
+    assert found.dtype == torch.float32
+    for row, column in itertools.product(range(size), repeat=2):
+        centre_y = y + (row + 0.5) / size * height
+        centre_x = x + (column + 0.5) / size * width
+        inside = box[0] <= centre_x < box[2] and box[1] <= centre_y < box[3]
+        assert found[row, column] == inside
 
 
 @pytest.mark.parametrize(
@@ -90,12 +92,7 @@ def test_equals_the_training_target_from_one_network(scale, side, unary):
     assert found.shape == (3, side, side)
     within = inside[:, 0] > 0
     assert torch.allclose(found[within], state[within], atol=1e-5)
-    # Just outside stands the mean of what is inside within reach; row 0 is too far, or beside it.
-    top = int(within[0].any(dim=1).float().argmax())
-    column = side // 2
-    assert found[:, top - 1, column].tolist() == pytest.approx(
-        found[:, top, column - 1 : column + 2].mean(dim=1).tolist(), abs=1e-5
-    )
+    assert (found[~within] <= 0.1).all()
 
 
 def test_a_noisy_mask_takes_the_outline_of_the_image():
@@ -115,7 +112,7 @@ def test_masks_stay_in_their_boxes_and_quality_stays_the_networks_own():
     )
     for box, mask in zip(BOXES, masks(refined)):
         inside = np.zeros_like(mask)
-        inside[box_to_slices(box, HEIGHT, WIDTH)] = True
+        inside[box_to_centre_slices(box, HEIGHT, WIDTH)] = True
         assert not (mask & ~inside).any()
     drawn = [i for i, r in enumerate(refined) if r.mask_source == "model"]
     assert len(drawn) >= 3
@@ -137,7 +134,8 @@ def test_thresholds_mean_what_they_mean_without():
     )
     areas = [m.sum() for m in own]
     assert areas[0] > 1.5 * areas[-1]
-    assert max((a != b).mean() for a, b in zip(own, refined)) < 0.05
+    # But for the outline at the box, where background begins.
+    assert max((a != b).mean() for a, b in zip(own, refined)) < 0.08
 
 
 def test_thresholds_of_zero_and_one_are_finite():
