@@ -23,9 +23,9 @@ bench: $(READY)
 	$(BIN)/python benchmarks/evaluation_speed.py
 	$(BIN)/python benchmarks/labelling_speed.py
 
-results: $(READY)  ## NAME=nuclei (about 12 minutes) or NAME=sample (about 10)
-	@test -n "$(NAME)" || { echo "usage: make results NAME=nuclei or NAME=sample"; exit 2; }
-	$(BIN)/python benchmarks/boxes_to_masks.py --name $(NAME) --record
+results: $(READY)  ## NAME=sample, nuclei, coco_dev (10 to 15 minutes each), ablation or retention (hours)
+	@test -n "$(NAME)" || { echo "usage: make results NAME=sample|nuclei|coco_dev|ablation|retention"; exit 2; }
+	$(BIN)/python $(or $(RESULTS_$(NAME)),benchmarks/boxes_to_masks.py --name $(NAME) --record)
 	$(BIN)/python benchmarks/tables.py
 
 lint: $(READY)
