@@ -1,1 +1,1 @@
-"""PAIS: semi-supervised instance segmentation (arrives with its own issue)."""
+"""PAIS: semi-supervised instance segmentation with pseudo-labels weighted by their quality."""
