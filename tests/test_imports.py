@@ -72,7 +72,7 @@ PLAIN = {
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training retention retention_table review "
-    "store validation validation_images validation_masks validation_records validation_report "
+    "splits store validation validation_images validation_masks validation_records validation_report "
     "weights yardsticks",
     "projects.mask2former": "criterion ranking targets weights",
 }
