@@ -95,7 +95,7 @@ def _add_data_keys(pais: CfgNode) -> None:
     pais.LOADER.MODE = "probability"
 
     views = pais.VIEWS = CfgNode()
-    # Operations of the strong view; each can be left out.
+    # Operations of the strong view, each can be left out; COLOUR also of labelled images.
     views.COLOUR = True
     views.GEOMETRIC = True
     views.ERASE = True
@@ -106,7 +106,7 @@ def _add_data_keys(pais: CfgNode) -> None:
     # Rotation, and shear of either axis, in degrees.
     views.ROTATE = 30.0
     views.SHEAR = 30.0
-    # Rectangles erased: fewest and most; longest side, as a fraction of the image's.
+    # Rectangles erased: fewest and most; largest height and width, as a fraction of the image's.
     views.ERASE_PATCHES = (1, 4)
     views.ERASE_SIDE = 0.2
 

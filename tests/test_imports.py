@@ -43,6 +43,7 @@ DETECTRON2 = {
         "print_csv_format",
         "verify_results",
     },
+    "detectron2.layers": {"ShapeSpec"},
     "detectron2.modeling": {
         "GeneralizedRCNN",
         "META_ARCH_REGISTRY",
@@ -50,6 +51,14 @@ DETECTRON2 = {
         "build_model",
         "detector_postprocess",
     },
+    "detectron2.modeling.roi_heads": {
+        "FastRCNNOutputLayers",
+        "MaskRCNNConvUpsampleHead",
+        "ROI_HEADS_REGISTRY",
+        "ROI_MASK_HEAD_REGISTRY",
+        "StandardROIHeads",
+    },
+    "detectron2.modeling.roi_heads.mask_head": {"mask_rcnn_inference", "mask_rcnn_loss"},
     "detectron2.solver": {"build_optimizer"},
     "detectron2.solver.build": {"maybe_add_gradient_clipping"},
     "detectron2.structures": {"BitMasks", "BoxMode", "Boxes", "ImageList", "Instances"},
@@ -74,6 +83,7 @@ PLAIN = {
     "report.statistics report.thresholds report.training retention retention_table review "
     "splits store validation validation_images validation_masks validation_records validation_report "
     "weights yardsticks",
+    "pais": "daloss",
     "projects.mask2former": "criterion ranking targets weights",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
