@@ -4,11 +4,13 @@
     python benchmarks/boxes_to_masks.py --name sample            # `make demo`
     python benchmarks/boxes_to_masks.py --name own --data DIR    # `make demo DATA=DIR`
     python benchmarks/boxes_to_masks.py --name nuclei --record   # `make results NAME=nuclei`
+    python benchmarks/boxes_to_masks.py --name coco_dev --record # label quality alone
 
 DIR holds annotations/instances_train.json, annotations/instances_val.json and images/ (or COCO's
 own names: instances_train2017.json with train2017/). The human masks of train are used by the
 human arm only (left out where train has none), those of val by the evaluation only: MAL and the
-labels see boxes.
+labels see boxes. --mal-run DIR uses a MAL that tools/train_net.py has trained with the same keys on
+the same boxes.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import yaml
 from fvcore.common.config import CfgNode
+from mal_run import require_run, run_seconds
 from overlays import write_page
 from results import collect, record
 from stages import ROOT, Runner, Stage, StageError, say
@@ -29,19 +32,31 @@ from pseudolabel.files import expand_path, read_json, write_json
 LABELERS = ("filled_box", "ellipse", "grabcut", "mal")
 ARMS = ("mal", "human")
 # Seconds of the two long stages on two idle cores, for the ETA alone.
-SECONDS = {"sample": (190, 400), "nuclei": (160, 300), "own": (190, 400)}
+SECONDS = {"sample": (190, 400), "nuclei": (160, 300), "own": (190, 400), "coco_dev": (900, 0)}
+# Real data below $MASKSMITH_DATA.
+FOLDERS = {"nuclei": "dsb2018_dev", "coco_dev": "coco_dev"}
+# A detector of 80 classes needs more than 243 images: its retention would say nothing.
+WITHOUT_DETECTORS = {"coco_dev"}
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--name", default="sample", help="sample, nuclei, or own with --data")
+    parser.add_argument(
+        "--name", default="sample", help="sample, nuclei, coco_dev, or own with --data"
+    )
     parser.add_argument("--data", type=Path, help="folder in the COCO layout")
     parser.add_argument("--output", type=Path, help="default: output/NAME")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mal-config", help="default: configs/mal/NAME.yaml")
     parser.add_argument("--rcnn-config", help="default: configs/mask_rcnn/NAME.yaml")
+    parser.add_argument("--mal-run", type=Path, help="folder of a trained MAL, instead of training")
+    parser.add_argument(
+        "--detectors",
+        action=argparse.BooleanOptionalAction,
+        help="train Mask R-CNN on the labels and on human masks (default: not for coco_dev)",
+    )
     parser.add_argument("--record", action="store_true", help="write docs/results/NAME.json")
     return parser.parse_args()
 
@@ -51,6 +66,7 @@ class Experiment:
 
     Attributes:
         name, output, seed: of the run.
+        mal_run: folder of the trained labeler; `reuses_mal` where an earlier run is used.
         splits: {"train": (human JSON, image folder), "val": ...}.
     """
 
@@ -58,6 +74,10 @@ class Experiment:
         self.name, self.seed = args.name, args.seed
         self.seconds = SECONDS.get(args.name, SECONDS["own"])
         self.output = (args.output or ROOT / "output" / args.name).resolve()
+        self.reuses_mal = args.mal_run is not None
+        self.mal_run = args.mal_run.resolve() if self.reuses_mal else self.output / "mal"
+        default = args.name not in WITHOUT_DETECTORS
+        self.detectors = default if args.detectors is None else args.detectors
         known = "sample" if args.name == "own" else args.name
         self.mal_config = Path(args.mal_config or ROOT / f"configs/mal/{known}.yaml")
         self.rcnn_config = Path(args.rcnn_config or ROOT / f"configs/mask_rcnn/{known}.yaml")
@@ -75,9 +95,10 @@ class Experiment:
             return self.output / "data"
         if args.data:
             return args.data.resolve()
-        if args.name == "nuclei" and os.environ.get("MASKSMITH_DATA"):
-            return Path(os.environ["MASKSMITH_DATA"], "dsb2018_dev").resolve()
-        sys.exit("error: no data. Remedy: give --data DIR, or export MASKSMITH_DATA for nuclei")
+        if args.name in FOLDERS and os.environ.get("MASKSMITH_DATA"):
+            return Path(os.environ["MASKSMITH_DATA"], FOLDERS[args.name]).resolve()
+        known = " and ".join(FOLDERS)
+        sys.exit(f"error: no data. Remedy: give --data DIR, or export MASKSMITH_DATA for {known}")
 
     def _find_splits(self) -> dict[str, tuple[Path, Path]]:
         found = {}
@@ -106,13 +127,15 @@ class Experiment:
 
     def arms(self) -> list[str]:
         """The detectors to train: the one on human masks only where train has them."""
+        if not self.detectors:
+            return []
         return [arm for arm in ARMS if arm != "human" or has_masks(self.splits["train"][0])]
 
     def check(self) -> None:
         """Fails before the first stage where the table could not be made at the end.
 
         Raises:
-            DataError: val has no human masks to compare with.
+            DataError: val has no human masks to compare with, or the MAL to use is another one.
         """
         if not has_masks(self.splits["val"][0]):
             raise DataError(
@@ -120,6 +143,8 @@ class Experiment:
                 "has no masks, so nothing could be measured",
                 "give human masks for val; to label boxes alone, follow README's single steps",
             )
+        if self.reuses_mal:
+            require_run(self.mal_run, self.mal_config, self.splits["train"][0], self.seed, ROOT)
 
     def prepare(self) -> list[list[Stage]]:
         """Stages before the splits are known: make the sample."""
@@ -130,14 +155,17 @@ class Experiment:
     def plan(self) -> list[list[Stage]]:
         """The stages; those of one inner list run side by side."""
         strip = [self._strip(split) for split in ("train", "val")]
-        weights = [self._convert_weights()] if self.pretrained else []
-        return [
+        weights = [self._convert_weights()] if self.pretrained and self.detectors else []
+        training = [] if self.reuses_mal else [self._train_mal()]
+        labelled = ("val", "train") if self.detectors else ("val",)
+        groups = [
             strip + weights,
             [self._label("filled_box", "val"), self._label("ellipse", "val")],
-            [self._train_mal(), self._label("grabcut", "val")],
-            [self._label("mal", "val"), self._label("mal", "train")],
+            [*training, self._label("grabcut", "val")],
+            [self._label("mal", split) for split in labelled],
             [self._train_rcnn(arm) for arm in self.arms()],
         ]
+        return [group for group in groups if group]
 
     def register(self, train: Path) -> str:
         """The value of DATASETS.REGISTER: `train` as the training set, human masks for val."""
@@ -193,16 +221,35 @@ class Experiment:
         return self._train(f"rcnn_{arm}", self.rcnn_config, train, self.seconds[1])
 
     def _label(self, labeler: str, split: str) -> Stage:
-        output, boxes = self.labels(labeler, split), self.boxes(split)
-        command = ["tools/label.py", "--labeler", labeler, "--boxes", str(boxes)]
-        command += ["--images", str(self.splits[split][1]), "--output", str(output)]
-        inputs = [boxes]
-        if labeler == "mal":
-            weights = self.output / "mal/model_final.pth"
-            config = self.output / "mal/config.yaml"
-            command += ["--config-file", str(config), "--weights", str(weights)]
-            inputs.append(weights)
-        return Stage(f"label_{labeler}_{split}", command, inputs, [output], seconds=20)
+        return label_stage(
+            f"label_{labeler}_{split}",
+            labeler,
+            (self.boxes(split), self.splits[split][1]),
+            self.labels(labeler, split),
+            self.mal_run,
+        )
+
+
+def label_stage(
+    name: str, labeler: str, source: tuple[Path, Path], output: Path, mal_run: Path
+) -> Stage:
+    """The stage that runs tools/label.py.
+
+    Args:
+        name: of the stage.
+        labeler: one of `LABELERS`.
+        source: JSON of the boxes, and folder of the images.
+        output: the pseudo-label file.
+        mal_run: folder of the training that the labeler "mal" comes from.
+    """
+    command = ["tools/label.py", "--labeler", labeler, "--boxes", str(source[0])]
+    command += ["--images", str(source[1]), "--output", str(output)]
+    inputs = [source[0]]
+    if labeler == "mal":
+        weights = mal_run / "model_final.pth"
+        command += ["--config-file", str(mal_run / "config.yaml"), "--weights", str(weights)]
+        inputs.append(weights)
+    return Stage(name, command, inputs, [output], seconds=20)
 
 
 def has_masks(json_file: Path) -> bool:
@@ -237,6 +284,8 @@ def main() -> int:
             experiment.splits = experiment._find_splits()
         experiment.check()
         seconds |= Runner(experiment.output, experiment.plan()).run()
+        if experiment.reuses_mal:
+            seconds["train_mal"] = run_seconds(experiment.mal_run)
         result = collect(experiment, seconds, LABELERS, experiment.arms())
         # The page shows the table of this file.
         write_json(experiment.output / "result.json", result, indent=1)

@@ -54,7 +54,7 @@ def collect(
         "data": {split: data_facts(files[0]) for split, files in experiment.splits.items()},
         "configs": {
             "mal": config_facts(experiment.mal_config),
-            "mask_rcnn": config_facts(experiment.rcnn_config),
+            **({"mask_rcnn": config_facts(experiment.rcnn_config)} if runs else {}),
         },
         "versions": _versions(),
         "hardware": hardware(),
@@ -63,10 +63,8 @@ def collect(
             name: nan_to_null(score_label_file(experiment.labels(name, "val"), truth))
             for name in labelers
         },
-        "labelled_by": _labeler_facts(experiment, labelers),
-        "mal_evaluation": _optional_json(
-            experiment.output / "mal/inference/demo_val/mask_iou.json"
-        ),
+        "labelled_by": labeler_facts(experiment, labelers),
+        "mal_evaluation": _last_mask_iou(experiment.mal_run),
         "arms": runs,
         "retention": retention(runs.get("mal"), runs.get("human")),
     }
@@ -123,12 +121,17 @@ def retention(mal: dict | None, human: dict | None) -> dict[str, Any]:
     return {"percent": 100 * reached / ceiling, "note": None, "last_quarter_gain": gain}
 
 
+def _last_mask_iou(run_dir: Path) -> dict | None:
+    """What a run of MAL measured at its end, whatever its test set is called."""
+    return next((read_json(f) for f in run_dir.glob("inference/*/mask_iou.json")), None)
+
+
 def _optional_json(path: Path) -> dict | None:
     return read_json(path) if path.exists() else None
 
 
-def _labeler_facts(experiment: Any, labelers: Iterable[str]) -> dict[str, Any]:
-    """What each labeler says of itself in its manifest."""
+def labeler_facts(experiment: Any, labelers: Iterable[str]) -> dict[str, Any]:
+    """What each labeler says of itself in the manifest of its labels of val."""
     manifests = {
         name: _optional_json(experiment.labels(name, "val").with_suffix(".manifest.json"))
         for name in labelers

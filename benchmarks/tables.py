@@ -40,7 +40,7 @@ def experiment_table(result: dict[str, Any]) -> str:
         f"## {result['name']}",
         _labels_text(result),
         _labels_table(result),
-        _clears_text(result["labels"]),
+        clears_text(result["labels"]),
         _arms_table(result),
         _retention_text(result),
         _provenance(result),
@@ -84,20 +84,28 @@ def _section(path: Path) -> str:
 
 
 def measurement_table(result: dict[str, Any]) -> str:
-    """The Markdown section of one benchmark: its table, and how it was measured."""
+    """The Markdown section of one benchmark: its table, and how it was measured.
+
+    A result may add what the table says, as `note`, and the `seconds` of stages that ran one after
+    the other.
+    """
     versions = result["versions"]
     lines = [f"`{result['command']}`, {_seeds(result)}{result['date']}"]
     lines += _sources(result)
     lines.append(
         f"torch {versions['torch']}, detectron2 {versions['detectron2']}; {_machine(result)}"
     )
+    if result.get("seconds"):
+        minutes = max(1, round(sum(result["seconds"].values()) / 60))
+        lines.append(f"about {minutes} minute{'s' if minutes > 1 else ''}")
     parts = [
         f"## {result['name']}",
         result["text"],
         markdown_table(result["header"], result["rows"]),
+        result.get("note", ""),
         "\n".join(f"- {line}" for line in lines),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -121,21 +129,29 @@ def _labels_table(result: dict[str, Any]) -> str:
     counts = next(iter(tables.values()))
     sizes = [f"{title} (n={counts['n_' + s]})" for s, title in zip(SIZE_BINS, SIZE_TITLES)]
     rows = [
-        [_labeler_name(result, name), *(_iou(table[key]) for key in ("mIoU", *SIZE_BINS))]
+        [
+            labeler_name(name, result["labelled_by"]),
+            *(iou_cell(table[key]) for key in ("mIoU", *SIZE_BINS)),
+        ]
         for name, table in tables.items()
     ]
     return markdown_table(["labels", f"mIoU (n={counts['n']})", *sizes], rows)
 
 
-def _labeler_name(result: dict[str, Any], name: str) -> str:
+def labeler_name(name: str, labelled_by: dict[str, Any]) -> str:
+    """A labeler as the tables call it, MAL with its network, as its manifest has it."""
     if name != "mal":
         return LABELER_NAMES.get(name, name)
-    network = result["labelled_by"].get("mal", {}).get("network")
+    network = labelled_by.get("mal", {}).get("network")
     return f"MAL ({network})" if network else "MAL"
 
 
-def _clears_text(tables: dict[str, dict]) -> str:
-    """Whether MAL is better than every yardstick, over all and in every size bin."""
+def clears_text(tables: dict[str, dict]) -> str:
+    """Whether MAL is better than every yardstick, over all and in every size bin.
+
+    Args:
+        tables: labeler -> mIoU and the size bins; None is a mean over nothing. "" without "mal".
+    """
     if "mal" not in tables:
         return ""
     mal, worse = tables["mal"], []
@@ -147,7 +163,7 @@ def _clears_text(tables: dict[str, dict]) -> str:
         best = max(bars, key=bars.get)
         if mal[key] <= bars[best]:
             name = LABELER_NAMES.get(best, best)
-            worse.append(f"{key}: {name} {_iou(bars[best])}, MAL {_iou(mal[key])}")
+            worse.append(f"{key}: {name} {iou_cell(bars[best])}, MAL {iou_cell(mal[key])}")
     if worse:
         return f"MAL does not clear every yardstick ({'; '.join(worse)})."
     return "MAL clears every yardstick, over all and in every size bin that has instances."
@@ -233,7 +249,8 @@ def _short(digest: str) -> str:
     return f"`{digest[:12]}`"
 
 
-def _iou(value: float | None) -> str:
+def iou_cell(value: float | None) -> str:
+    """An IoU as the tables show it."""
     return "–" if value is None else f"{value:.3f}"
 
 

@@ -19,10 +19,10 @@ def write_split(folder, split, masks, suffix=""):
     path.write_text(json.dumps({"images": [], "annotations": [annotation], "categories": []}))
 
 
-def experiment(folder):
-    names = ("output", "mal_config", "rcnn_config")
+def experiment(folder, **changes):
+    names = ("output", "mal_config", "rcnn_config", "mal_run", "detectors")
     options = dict.fromkeys(names) | {"name": "own", "data": folder, "seed": 0, "record": False}
-    options["output"] = folder / "output"
+    options |= {"output": folder / "output", **changes}
     return Experiment(argparse.Namespace(**options))
 
 
@@ -52,6 +52,42 @@ def test_the_human_arm_needs_masks_in_train(masks, arms, tmp_path):
     plan.check()
     assert plan.arms() == arms
     assert [stage.name for stage in plan.plan()[-1]] == [f"train_rcnn_{arm}" for arm in arms]
+
+
+@pytest.mark.parametrize(
+    ("changes", "trained", "labelled"),
+    [
+        ({}, ["mal", "rcnn_mal", "rcnn_human"], ["val", "train"]),
+        ({"name": "coco_dev"}, ["mal"], ["val"]),  # label quality alone
+        ({"name": "coco_dev", "detectors": True}, ["mal", "rcnn_mal", "rcnn_human"], None),
+        ({"detectors": False}, ["mal"], ["val"]),
+        ({"mal_run": "earlier", "detectors": False}, [], ["val"]),
+    ],
+)
+def test_what_is_trained_and_labelled(changes, trained, labelled, tmp_path):
+    (tmp_path / "images").mkdir()
+    for split in ("train", "val"):
+        write_split(tmp_path, split, masks=True)
+    if "mal_run" in changes:
+        changes = {**changes, "mal_run": tmp_path / changes["mal_run"]}
+    plan = experiment(tmp_path, **changes)
+    groups = plan.plan()
+    stages = {stage.name: stage for group in groups for stage in group}
+    assert all(groups)
+    assert [name for name in stages if name.startswith("train_")] == [f"train_{x}" for x in trained]
+    if labelled:
+        found = [name for name in stages if name.startswith("label_mal")]
+        assert found == [f"label_mal_{split}" for split in labelled]
+    run = changes.get("mal_run", tmp_path / "output/mal")
+    assert stages["label_mal_val"].inputs[-1] == run / "model_final.pth"
+
+
+def test_an_earlier_run_is_checked_before_the_first_stage(tmp_path):
+    (tmp_path / "images").mkdir()
+    for split in ("train", "val"):
+        write_split(tmp_path, split, masks=True)
+    with pytest.raises(DataError, match="no finished training of MAL"):
+        experiment(tmp_path, mal_run=tmp_path / "nothing").check()
 
 
 def test_val_without_masks_fails_before_the_first_stage(tmp_path):

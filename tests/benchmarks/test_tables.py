@@ -57,6 +57,7 @@ def experiment(tmp_path):
         labels=lambda labeler, split: tmp_path / f"labels_{labeler}_{split}.json",
         mal_config=tmp_path / "mal.yaml",
         rcnn_config=tmp_path / "rcnn.yaml",
+        mal_run=tmp_path / "mal",
     )
 
 
@@ -192,6 +193,31 @@ def test_yardsticks_alone(result):
     text = tables.experiment_table(result)
     assert "filled box" in text
     assert "Mask R-CNN" not in text
+
+
+def test_label_quality_without_detectors(experiment):
+    """The plan of coco_dev: no runs of Mask R-CNN, and no config of one."""
+    result = results.collect(experiment, {}, LABELERS, ())
+    assert result["configs"].keys() == {"mal"}
+    text = tables.experiment_table(result)
+    assert "MAL clears every yardstick" in text
+    assert "Mask R-CNN" not in text
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({}, None),
+        ({"seconds": {"a": 10.0}}, "- about 1 minute\n"),
+        ({"seconds": {"a": 100.0, "b": 90.0}}, "- about 3 minutes\n"),
+        ({"note": "It holds."}, "| 1 |\n\nIt holds.\n\n- `python"),
+    ],
+)
+def test_what_a_measurement_may_add(extra, expected):
+    made = results.measurement("m", "What it is.", ["a", "b"], [["x", "1"]], {})
+    text = tables.measurement_table(made | extra)
+    assert (expected is None) or expected in text
+    assert ("minute" in text) == ("seconds" in extra)
 
 
 def test_unknown_kinds_are_refused(tmp_path):
