@@ -28,6 +28,9 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATE = 1
     # AdamW only: factor of the learning rate per layer below the last one (1: none).
     cfg.SOLVER.LAYER_DECAY = 1.0
+    # Factor of the learning rate of the backbone's parameters (1: none), on top of LAYER_DECAY.
+    cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
+    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" as well: the norm over all parameters.
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0

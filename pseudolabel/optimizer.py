@@ -1,4 +1,4 @@
-"""AdamW and its learning rates: per sample of a step, and lower for lower layers."""
+"""AdamW, learning rates per sample and part of the model, and clipping of the whole gradient."""
 
 import logging
 from collections.abc import Iterator
@@ -8,9 +8,14 @@ from detectron2.config import CfgNode
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
+from pseudolabel.errors import DataError
+
 logger = logging.getLogger(__name__)
 
 Layer = tuple[int, int]
+
+# Beside Detectron2's values of SOLVER.CLIP_GRADIENTS.CLIP_TYPE, which clip one parameter at a time.
+FULL_MODEL = "full_model"
 
 
 def learning_rate(cfg: CfgNode, samples_per_step: int) -> float:
@@ -62,13 +67,14 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over all trainable parameters, in one group without `SOLVER.LAYER_DECAY`.
 
     With it there is one group per layer, the learning rate of layer i of n being
-    BASE_LR x LAYER_DECAY^(n - 1 - i). Weight decay is the same for all.
+    BASE_LR x LAYER_DECAY^(n - 1 - i). Weight decay is the same for all. Then `settle_optimizer`.
 
     Args:
         model: with layer decay, one of its modules has `layer_of` (see `layers_of`).
 
     Raises:
-        ValueError: LAYER_DECAY outside ]0, 1], or no module that knows its layers.
+        ValueError: LAYER_DECAY outside ]0, 1], or no module that knows its layers; as of
+            `settle_optimizer`.
     """
     base, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY
     if not 0 < decay <= 1:
@@ -82,13 +88,90 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
             by_rate.setdefault(base * decay ** (count - 1 - layer), []).append(trained[name])
         groups = [{"params": by_rate[rate], "lr": rate} for rate in sorted(by_rate)]
         logger.info("AdamW: %d layers, lr %.3g to %.3g", len(groups), min(by_rate), max(by_rate))
-    return maybe_add_gradient_clipping(cfg, torch.optim.AdamW)(
+    optimizer = maybe_add_gradient_clipping(without_full_model_clipping(cfg), torch.optim.AdamW)(
         groups,
         lr=base,
         betas=tuple(cfg.SOLVER.BETAS),
         eps=cfg.SOLVER.EPS,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
+    settle_optimizer(cfg, model, optimizer)
+    return optimizer
+
+
+def without_full_model_clipping(cfg: CfgNode) -> CfgNode:
+    """The config for Detectron2's clipping, which does not know the type "full_model"."""
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not clip.ENABLED or clip.CLIP_TYPE != FULL_MODEL:
+        return cfg
+    stock = cfg.clone()
+    stock.defrost()
+    stock.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    stock.freeze()
+    return stock
+
+
+def settle_optimizer(cfg: CfgNode, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Gives a fresh optimizer `SOLVER.BACKBONE_MULTIPLIER` and full-model clipping, in place.
+
+    Groups are split in two where the multiplier is not 1. With `CLIP_TYPE` "full_model" every step
+    begins by scaling all gradients with one factor, so that their common norm (`NORM_TYPE`) is at
+    most `CLIP_VALUE`; a loss scaler has taken its factor out by then.
+
+    Raises:
+        DataError: the multiplier is not positive, or the model has no backbone to apply it to.
+    """
+    factor, clip = cfg.SOLVER.BACKBONE_MULTIPLIER, cfg.SOLVER.CLIP_GRADIENTS
+    if factor != 1:
+        optimizer.param_groups = _split_groups(optimizer.param_groups, model, factor)
+    if not clip.ENABLED or clip.CLIP_TYPE != FULL_MODEL:
+        return
+
+    def clip_all(stepping: torch.optim.Optimizer, *_: object) -> None:
+        trained = [weight for group in stepping.param_groups for weight in group["params"]]
+        nn.utils.clip_grad_norm_(trained, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_all)
+
+
+def _split_groups(groups: list[dict], model: nn.Module, factor: float) -> list[dict]:
+    """Groups whose backbone parameters have a group of their own, with the scaled rate."""
+    key, prefixes = f"SOLVER.BACKBONE_MULTIPLIER {factor}", backbone_prefixes(model)
+    if factor <= 0:
+        raise DataError(key, "is no factor", "use a positive number; MODEL.*.FREEZE_* freezes")
+    if not prefixes:
+        problem = f"no part of {type(model).__name__} is called or declared a backbone"
+        raise DataError(key, problem, "set it to 1")
+    lowered = {id(p) for name, p in model.named_parameters() if name.startswith(prefixes)}
+    split = []
+    for group in groups:
+        parts = {True: [], False: []}
+        for weight in group["params"]:
+            parts[id(weight) in lowered].append(weight)
+        split += [
+            {**group, "params": part, "lr": group["lr"] * (factor if within else 1)}
+            for within, part in parts.items()
+            if part
+        ]
+    logger.info("lr x %g for %s", factor, ", ".join(name.rstrip(".") for name in prefixes))
+    return split
+
+
+def backbone_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """What the names of the backbone's parameters begin with.
+
+    A backbone is a module called `backbone` or one that knows its layers (see `layers_of`); a model
+    that keeps it elsewhere says so by an attribute `backbone_prefixes`, relative to itself.
+    """
+    found = []
+    for path, module in model.named_modules():
+        start = f"{path}." if path else ""
+        stated = getattr(module, "backbone_prefixes", ())
+        found += [start + prefix for prefix in stated]
+        if not stated and (path.split(".")[-1] == "backbone" or hasattr(module, "layer_of")):
+            found.append(start)
+    # What lies within another one adds nothing.
+    return tuple(p for p in found if not any(p != q and p.startswith(q) for q in found))
 
 
 def layers_of(model: nn.Module, names: list[str]) -> dict[str, Layer]:

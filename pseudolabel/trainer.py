@@ -20,7 +20,12 @@ from pseudolabel.ema import unwrap
 from pseudolabel.hooks import StepSeed, TeacherUpdate
 from pseudolabel.inner_trainer import InnerTrainer
 from pseudolabel.loader import TrainLoader
-from pseudolabel.optimizer import build_adamw, with_learning_rate
+from pseudolabel.optimizer import (
+    build_adamw,
+    settle_optimizer,
+    with_learning_rate,
+    without_full_model_clipping,
+)
 from pseudolabel.pipeline import build_pipeline, samples_per_step
 
 logger = logging.getLogger(__name__)
@@ -84,10 +89,11 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        """Detectron2's SGD, or AdamW (`SOLVER.OPTIMIZER`).
+        """Detectron2's SGD, or AdamW (`SOLVER.OPTIMIZER`), settled by `settle_optimizer`.
 
         Raises:
-            ValueError: another name, or SGD with keys that only AdamW obeys.
+            ValueError: another name, SGD with keys that only AdamW obeys, or a part of the model
+                that is to have another learning rate is not there.
         """
         if cfg.SOLVER.OPTIMIZER == "AdamW":
             return build_adamw(cfg, model)
@@ -95,7 +101,9 @@ class Trainer(DefaultTrainer):
             raise ValueError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: use 'SGD' or 'AdamW'")
         if cfg.SOLVER.LAYER_DECAY != 1:
             raise ValueError("SOLVER.LAYER_DECAY needs SOLVER.OPTIMIZER 'AdamW'; else set it to 1")
-        return super().build_optimizer(cfg, model)
+        optimizer = super().build_optimizer(without_full_model_clipping(cfg), model)
+        settle_optimizer(cfg, model, optimizer)
+        return optimizer
 
     @classmethod
     def build_lr_scheduler(

@@ -1,4 +1,4 @@
-"""AdamW's groups and the learning rate of a step."""
+"""Groups of the optimizers, the learning rate of a step, and clipping of the whole gradient."""
 
 import logging
 
@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pseudolabel.config import add_masksmith_config
-from pseudolabel.optimizer import build_adamw, layers_of, learning_rate, with_learning_rate
+from pseudolabel.errors import DataError
+from pseudolabel.optimizer import (
+    backbone_prefixes,
+    build_adamw,
+    layers_of,
+    learning_rate,
+    with_learning_rate,
+)
+from pseudolabel.trainer import Trainer
 
 
 def config(*options):
@@ -120,6 +128,174 @@ def test_encoders_of_student_and_teacher_are_found_each():
     assert list(layers) == names
     assert layers["student.encoder.blocks.1.bias"] == layers["teacher.encoder.blocks.1.bias"]
     assert layers["student.encoder.blocks.1.bias"] == (2, 4)
+
+
+# the backbone's rate ---------------------------------------------------------------------------
+
+
+class Detector(nn.Module):
+    """A stock model: `backbone`, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+
+class Declared(nn.Module):
+    """The same under another name, which it says; the part called backbone lies within."""
+
+    backbone_prefixes = ("model.encoder.",)
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.ModuleDict({"encoder": Detector(), "head": nn.Linear(2, 1)})
+
+
+@pytest.mark.parametrize(
+    ("model", "prefixes"),
+    [
+        (Detector(), ("backbone.",)),
+        (nn.DataParallel(Detector()), ("module.backbone.",)),
+        (Declared(), ("model.encoder.",)),
+        (Model(), ("encoder.",)),  # what knows its layers
+        (Encoder(), ("",)),  # all of it
+        (
+            nn.ModuleDict({"student": Detector(), "teacher": Detector()}),
+            ("student.backbone.", "teacher.backbone."),
+        ),
+        (nn.ModuleDict({"my_backbone": nn.Linear(1, 1)}), ()),
+    ],
+    ids=["stock", "wrapped", "declared", "layers", "alone", "two", "none"],
+)
+def test_the_backbone_is_found(model, prefixes):
+    assert backbone_prefixes(model) == prefixes
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize("kind", [Detector, Declared])
+def test_the_backbone_has_its_share_of_the_rate(kind, name):
+    model = kind()
+    model.requires_grad_(True)
+    options = ("SOLVER.OPTIMIZER", name, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    optimizer = Trainer.build_optimizer(config(*options), model)
+    found = rates(optimizer, model)
+    assert len(found) == len(list(model.parameters())), "every parameter once"
+    for parameter, rate in found.items():
+        within = parameter.startswith(("backbone.", "model.encoder."))
+        assert rate == pytest.approx(0.001 if within else 0.01), parameter
+    assert all(group["params"] for group in optimizer.param_groups)
+
+
+def test_layer_decay_and_the_backbone_s_rate_multiply():
+    model = Model()
+    options = ("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+    found = rates(build_adamw(config(*options), model), model)
+    expected = {"encoder.stem": 1 / 80, "encoder.blocks.0": 1 / 40, "encoder.blocks.1": 1 / 20}
+    expected |= {"encoder.norm": 1 / 10, "decoder": 1}
+    for name, rate in found.items():
+        assert rate == pytest.approx(0.01 * expected[name.rpartition(".")[0]]), name
+
+
+@pytest.mark.parametrize(
+    ("model", "factor", "message"),
+    [
+        (nn.Linear(2, 2), 0.1, "MULTIPLIER 0.1: no part of Linear is called or declared"),
+        (Detector(), 0.0, "MULTIPLIER 0.0: is no factor"),
+        (Detector(), -1.0, "MULTIPLIER -1.0: is no factor"),
+    ],
+)
+def test_impossible_multipliers_are_refused(model, factor, message):
+    with pytest.raises(DataError, match=message):
+        build_adamw(config("SOLVER.BACKBONE_MULTIPLIER", factor), model)
+
+
+def test_a_frozen_backbone_needs_no_rate():
+    model = Detector()
+    model.backbone.requires_grad_(False)
+    (group,) = build_adamw(config("SOLVER.BACKBONE_MULTIPLIER", 0.1), model).param_groups
+    assert (len(group["params"]), group["lr"]) == (2, 0.01)
+
+
+# clipping of the whole gradient ----------------------------------------------------------------
+
+
+def full_model(limit, *options):
+    clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model")
+    return config(*clip, "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", limit, *options)
+
+
+def pair(first, second):
+    """Two parameters with these gradients; None for one without."""
+    model = nn.ParameterDict({"a": torch.zeros(1), "b": torch.zeros(1)})
+    for name, value in (("a", first), ("b", second)):
+        model[name].grad = None if value is None else torch.tensor([value])
+    return model
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+@pytest.mark.parametrize(
+    ("gradients", "limit", "norm", "expected"),
+    [
+        ((3.0, 4.0), 1.0, 2.0, (0.6, 0.8)),  # of length 5; one by one it would be (1, 1)
+        ((3.0, 4.0), 6.0, 2.0, (3.0, 4.0)),  # short enough
+        ((3.0, 4.0), 0.7, 1.0, (0.3, 0.4)),  # sum of absolute values
+        ((3.0, -4.0), 2.0, float("inf"), (1.5, -2.0)),
+        ((3.0, None), 1.5, 2.0, (1.5, None)),  # not every parameter takes part in a step
+        ((0.0, 0.0), 1.0, 2.0, (0.0, 0.0)),
+    ],
+)
+def test_the_whole_gradient_is_scaled_by_one_factor(gradients, limit, norm, expected, name):
+    cfg = full_model(limit, "SOLVER.CLIP_GRADIENTS.NORM_TYPE", norm, "SOLVER.OPTIMIZER", name)
+    model = pair(*gradients)
+    Trainer.build_optimizer(cfg, model).step()
+    for key, value in zip("ab", expected):
+        grad = model[key].grad
+        assert (grad is None) if value is None else grad.item() == pytest.approx(value, rel=1e-5)
+
+
+def test_a_step_of_sgd_has_the_clipped_length():
+    """Also over several groups, whose rates differ."""
+    model = Detector()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)  # nine ones: of length 3
+    sgd = ("SOLVER.OPTIMIZER", "SGD", "SOLVER.MOMENTUM", 0.0, "SOLVER.WEIGHT_DECAY", 0.0)
+    cfg = full_model(0.3, *sgd, "SOLVER.WEIGHT_DECAY_NORM", 0.0, "SOLVER.BACKBONE_MULTIPLIER", 0.5)
+    Trainer.build_optimizer(cfg, model).step()
+    for name, parameter in model.named_parameters():
+        length = 0.01 * 0.1 * (0.5 if name.startswith("backbone") else 1)
+        assert torch.allclose(before[name] - parameter, torch.tensor(length), rtol=1e-3), name
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD"])
+def test_a_resumed_run_clips_on_bit_for_bit(name):
+    cfg = full_model(0.05, "SOLVER.OPTIMIZER", name, "SOLVER.BACKBONE_MULTIPLIER", 0.1)
+
+    def run(steps, saved=None):
+        torch.manual_seed(0)
+        model = Detector()
+        optimizer = Trainer.build_optimizer(cfg, model)
+        if saved is not None:
+            model.load_state_dict(saved[0])
+            optimizer.load_state_dict(saved[1])
+        for step in steps:
+            optimizer.zero_grad()
+            inputs = torch.full((1, 2), 1.0 + step)
+            model.head(model.backbone(inputs)).square().sum().backward()
+            optimizer.step()
+        return model.state_dict(), optimizer.state_dict()
+
+    whole, _ = run(range(6))
+    parts, _ = run(range(3, 6), run(range(3)))
+    for key, value in whole.items():
+        assert torch.equal(parts[key], value), key
+
+
+def test_an_unknown_way_of_clipping_is_refused():
+    clip = ("SOLVER.CLIP_GRADIENTS.ENABLED", True, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "whole")
+    for name in ("AdamW", "SGD"):
+        with pytest.raises(ValueError, match="whole"):
+            Trainer.build_optimizer(config(*clip, "SOLVER.OPTIMIZER", name), nn.Linear(1, 1))
 
 
 # the learning rate of a step ------------------------------------------------------------------
