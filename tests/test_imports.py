@@ -81,9 +81,9 @@ PLAIN = {
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training retention retention_table review "
-    "splits store validation validation_images validation_masks validation_records validation_report "
-    "weights yardsticks",
-    "pais": "daloss",
+    "splits store validation validation_images validation_masks validation_records "
+    "validation_report weights yardsticks",
+    "pais": "daloss loader",
     "projects.mask2former": "criterion ranking targets weights",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
