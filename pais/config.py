@@ -1,9 +1,12 @@
 """Config keys of PAIS. Symbols: s class score, u mask quality of the teacher, w the weights."""
 
+from typing import Any
+
 from detectron2.config import CfgNode
 
 from pseudolabel.errors import DataError
 
+NETWORKS = ("teacher", "student")
 NEGATIVE_WEIGHTS = ("teacher", "constant", "none")
 
 
@@ -30,6 +33,9 @@ def add_pais_config(cfg: CfgNode) -> None:
     pais.EMA = CfgNode()
     # m: momentum of the teacher; iteration t uses min(m, 1 - 1 / (t + 1)).
     pais.EMA.MOMENTUM = 0.999
+    # "student": a training begins with a teacher that is a copy of the student; "teacher": with a
+    # student that is a copy of the teacher in MODEL.WEIGHTS.
+    pais.EMA.START = "student"
 
     pais.TEST = CfgNode()
     # Which network answers: "teacher" or "student". Evaluation reports both.
@@ -122,6 +128,7 @@ def check_config(cfg: CfgNode) -> None:
     positive = ("MASK_COEF", "CLASS_COEF")
     not_negative = ("MASK_POWER", "CLASS_POWER", "NEGATIVE_CONSTANT", "RANK_GAMMA")
     not_negative += ("UNLABELLED_WEIGHT", "BURN_IN_ITERS")
+    both = ("TEST.NETWORK", "EMA.START")
     rules = [
         *((key, 0 <= pais[key] <= 1, "is no score", "use 0 to 1") for key in scores),
         *((key, pais[key] > 0, "is no factor", "use a positive number") for key in positive),
@@ -137,16 +144,17 @@ def check_config(cfg: CfgNode) -> None:
         ("MASK_IOU.WEIGHT", pais.MASK_IOU.WEIGHT >= 0, "is negative", "use 0 or more"),
         ("BOX_IOU.WEIGHT", pais.BOX_IOU.WEIGHT >= 0, "is negative", "use 0 or more"),
         ("MASK_IOU.FC_DIM", pais.MASK_IOU.FC_DIM > 0, "is no width", "use 1 or more"),
-        (
-            "TEST.NETWORK",
-            pais.TEST.NETWORK in ("teacher", "student"),
-            "is unknown",
-            "use 'teacher' or 'student'",
+        *(
+            (key, _at(pais, key) in NETWORKS, "is unknown", f"use one of {NETWORKS}")
+            for key in both
         ),
     ]
     for key, holds, problem, remedy in rules:
         if not holds:
-            value = pais
-            for part in key.split("."):
-                value = value[part]
-            raise DataError(f"MODEL.PAIS.{key} {value!r}", problem, remedy)
+            raise DataError(f"MODEL.PAIS.{key} {_at(pais, key)!r}", problem, remedy)
+
+
+def _at(node: CfgNode, key: str) -> Any:
+    for part in key.split("."):
+        node = node[part]
+    return node

@@ -83,14 +83,16 @@ class SemiSupervisedROIHeads(StandardROIHeads):
             found = [rank_by_quality(each, self.rank_gamma) for each in found]
         return found, losses
 
-    def detect(self, features: Features, proposals: list[Instances]) -> list[Instances]:
-        """Detections as a teacher needs them: "scores" are class scores, whatever the ranking.
+    def detect_boxes(self, features: Features, proposals: list[Instances]) -> list[Instances]:
+        """Boxes with class scores, whatever the ranking, as a teacher needs them.
+
+        Those that are kept get masks and qualities from `forward_with_given_boxes`.
 
         Args:
             features: maps by name, of the heads in evaluation mode.
             proposals: per image, with "proposal_boxes".
         """
-        return self.forward_with_given_boxes(features, self._forward_box(features, proposals))
+        return self._forward_box(features, proposals)
 
     @torch.no_grad()
     def background_probability(self, features: Features, boxes: list[Boxes]) -> list[Tensor]:
