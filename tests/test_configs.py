@@ -14,6 +14,7 @@ import mal.data
 import mal.mask_auto_labeler
 import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
 from mal.config import add_mal_config
+from pais.config import add_pais_config
 from pseudolabel.config import add_masksmith_config, config_changes
 from pseudolabel.config_diff import differences
 from pseudolabel.pipeline import build_pipeline
@@ -42,6 +43,7 @@ def load(path):
     cfg = get_cfg()
     add_masksmith_config(cfg)
     add_mal_config(cfg)
+    add_pais_config(cfg)
     cfg.merge_from_file(str(path), allow_unsafe=False)
     return cfg
 
