@@ -1,0 +1,259 @@
+"""The meta-architecture of PAIS: Mask R-CNN twice, a student and the teacher that follows it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.structures import ImageList, Instances
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+import pais.mask_iou_head
+import pais.roi_heads  # noqa: F401  (these register the heads)
+from pais.config import check_config
+from pais.daloss import Floors, score_floors
+from pais.ema import average_with_buffers, momentum_at
+from pais.pseudo_labels import WeakViews, keep_above
+from pais.statistics import PseudoLabelStatistics
+from pseudolabel.ema import init_teacher
+
+logger = logging.getLogger(__name__)
+
+# What teacher and student have each for themselves.
+PARTS = ("backbone", "proposal_generator", "roi_heads")
+TEACHER = "teacher."
+Features = dict[str, Tensor]
+
+
+@META_ARCH_REGISTRY.register()
+class SemiSupervisedRCNN(GeneralizedRCNN):
+    """Learns from labelled images and from the teacher's pseudo-labels on unlabelled ones.
+
+    The model itself is the student, under Detectron2's names, so that weights of a stock Mask R-CNN
+    or of its trunk are loaded as ever, and a checkpoint serves as weights of a stock one.
+
+    Args:
+        teacher: a network of the same parts; becomes a copy of the student at once.
+        enabled: False is the supervised baseline: losses of labelled images alone.
+        unlabelled_weight: lambda_u, factor of the losses on unlabelled images.
+        burn_in: optimizer steps on labelled images alone.
+        floors: scores that a pseudo-label must exceed.
+        momentum: the largest of the moving average.
+        start_from: "student" or "teacher" of the weights that a training starts from.
+        answer_with: "teacher" or "student", which one predicts.
+        statistics: of the pseudo-labels.
+        kwargs: of `GeneralizedRCNN`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        teacher: GeneralizedRCNN,
+        enabled: bool,
+        unlabelled_weight: float,
+        burn_in: int,
+        floors: Floors,
+        momentum: float,
+        start_from: str,
+        answer_with: str,
+        statistics: PseudoLabelStatistics,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.teacher = teacher
+        self.enabled, self.unlabelled_weight = enabled, unlabelled_weight
+        self.burn_in, self.floors, self.momentum = burn_in, floors, momentum
+        self.start_from, self.answer_with = start_from, answer_with
+        self.statistics = statistics
+        # Step of the last message on the burn-in; a step may have several batches.
+        self._announced = -1
+        # Optimizer steps made; in the checkpoint, so that a resumed run goes on where it was.
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        init_teacher(_parts(teacher), _parts(self))
+        self.teacher.eval()
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict:
+        check_config(cfg)
+        pais = cfg.MODEL.PAIS
+        own = super().from_config(cfg)
+        floors = score_floors(pais)
+        weighting = own["roi_heads"].weighting
+        return own | {
+            "teacher": GeneralizedRCNN(cfg),
+            "enabled": pais.ENABLED,
+            "unlabelled_weight": pais.UNLABELLED_WEIGHT,
+            "burn_in": pais.BURN_IN_ITERS,
+            "floors": floors,
+            "momentum": pais.EMA.MOMENTUM,
+            "start_from": pais.EMA.START,
+            "answer_with": pais.TEST.NETWORK,
+            "statistics": PseudoLabelStatistics(
+                class_names(cfg), floors, weighting, pais.LOG.WARN_AFTER
+            ),
+        }
+
+    def forward(self, batched_inputs: list[dict]) -> dict[str, Tensor] | list[dict]:
+        """Losses in training; in evaluation what each network finds.
+
+        Args:
+            batched_inputs: training: samples of `pais.mapper`, labelled ones among them;
+                evaluation: samples with "image".
+
+        Returns:
+            "loss_sup_*" of labelled and "loss_unsup_*" of unlabelled images; or per image
+            {"teacher": Instances, "student": Instances, "instances": that of TEST.NETWORK}.
+        """
+        if not self.training:
+            return self._answers(batched_inputs)
+        labelled = [x for x in batched_inputs if x.get("labelled", True)]
+        unlabelled = [x for x in batched_inputs if not x.get("labelled", True)]
+        if not self._teaches():
+            unlabelled = []
+        images = self.preprocess_image([*labelled, *(x["strong"] for x in unlabelled)])
+        # One pass for both kinds; no layer mixes the images of a batch.
+        features = self.backbone(images.tensor)
+        count = len(labelled)
+        losses = self._labelled_losses(labelled, *_take(images, features, slice(None, count)))
+        if unlabelled:
+            views = _take(images, features, slice(count, None))
+            losses |= self._unlabelled_losses(unlabelled, *views)
+        return losses
+
+    def _teaches(self) -> bool:
+        """Whether the teacher's time has come; logs both ends of the burn-in."""
+        if not self.enabled:
+            return False
+        step = int(self.steps)
+        if self.burn_in and step in (0, self.burn_in) and step != self._announced:
+            state = "over" if step else f"{self.burn_in} iterations on labelled images alone"
+            logger.info("burn-in: %s (iteration %d)", state, step + 1)
+            self._announced = step
+        return step >= self.burn_in
+
+    def _labelled_losses(
+        self, samples: list[dict], images: ImageList, features: Features
+    ) -> dict[str, Tensor]:
+        """Mask R-CNN's losses and those of the quality branches."""
+        targets = [sample["instances"].to(self.device) for sample in samples]
+        proposals, losses = self.proposal_generator(images, features, targets)
+        _, of_heads = self.roi_heads(images, features, proposals, targets)
+        if self.vis_period > 0 and get_event_storage().iter % self.vis_period == 0:
+            self.visualize_training(samples, proposals)
+        return _named("loss_sup_", losses | of_heads)
+
+    def _unlabelled_losses(
+        self, samples: list[dict], images: ImageList, features: Features
+    ) -> dict[str, Tensor]:
+        """The losses against the teacher's pseudo-labels, weighted."""
+        weak = WeakViews.look(self.teacher, samples)
+        labels = weak.pseudo_labels(self.floors.initial, images.image_sizes)
+        of_proposals, of_heads = (
+            [keep_above(each, "gt_scores", floor) for each in labels]
+            for floor in (self.floors.rpn, self.floors.roi)
+        )
+        # Under names of their own, or they would stand among those of the labelled images.
+        with get_event_storage().name_scope("unlabelled"):
+            proposals, losses = self.proposal_generator(images, features, of_proposals)
+        losses |= self.roi_heads.losses_unlabelled(
+            features, proposals, of_heads, weak.background_probability
+        )
+        self.statistics.update(int(self.steps), weak.found, of_proposals, of_heads)
+        return _named("loss_unsup_", losses, self.unlabelled_weight)
+
+    def _answers(self, batched_inputs: list[dict]) -> list[dict]:
+        answers = {
+            "teacher": self.teacher.inference(batched_inputs),
+            "student": super().inference(batched_inputs),
+        }
+        outputs = []
+        for index in range(len(batched_inputs)):
+            output = {name: found[index]["instances"] for name, found in answers.items()}
+            outputs.append(output | {"instances": output[self.answer_with]})
+        return outputs
+
+    def inference(
+        self,
+        batched_inputs: list[dict],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list:
+        """As of `GeneralizedRCNN`, by the network that MODEL.PAIS.TEST.NETWORK names."""
+        ask = self.teacher.inference if self.answer_with == "teacher" else super().inference
+        return ask(batched_inputs, detected_instances, do_postprocess)
+
+    def train(self, mode: bool = True) -> SemiSupervisedRCNN:
+        """The teacher stays in evaluation mode: it gives detections, not losses."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def begin_training(self) -> None:
+        """A new run counts its steps anew, and both networks start from the same weights."""
+        self.steps.zero_()
+        networks = [_parts(self), _parts(self.teacher)]
+        if self.start_from == "teacher":
+            average_with_buffers(*networks, 0.0)
+        init_teacher(networks[1], networks[0])
+
+    def update_teacher(self) -> None:
+        """One step of the moving average; the trainer calls it after every optimizer step.
+
+        So the teacher of iteration t is what it would be were it updated before that iteration,
+        with the momentum of `momentum_at(t)`; and an iteration that fails updates neither network.
+        """
+        self.steps += 1
+        momentum = momentum_at(int(self.steps), self.momentum)
+        average_with_buffers(_parts(self.teacher), _parts(self), momentum)
+
+    def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Detectron2's; before the first step without the teacher, which is the student then.
+
+        Where weights are matched by how their names end, as those of a trunk are, every name may
+        occur once.
+        """
+        state = super().state_dict(*args, **kwargs)
+        if int(self.steps) == 0:
+            prefix = kwargs.get("prefix", "") + TEACHER
+            for name in [name for name in state if name.startswith(prefix)]:
+                del state[name]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], *args, **kwargs):
+        """As of any module; where there is no teacher in it, both networks get the student's."""
+        if not any(name.startswith(TEACHER) for name in state_dict):
+            shared = [name for name in state_dict if name.split(".")[0] in PARTS]
+            state_dict = {**state_dict, **{TEACHER + name: state_dict[name] for name in shared}}
+        return super().load_state_dict(state_dict, *args, **kwargs)
+
+
+def class_names(cfg: CfgNode) -> Sequence[str]:
+    """Names of the model's classes: those of the first of DATASETS.TRAIN, or else their numbers."""
+    count = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    name = next(iter(cfg.DATASETS.TRAIN), "")
+    known = (
+        MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else None
+    )
+    return known if known and len(known) == count else [str(index) for index in range(count)]
+
+
+def _parts(network: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict({name: getattr(network, name) for name in PARTS})
+
+
+def _take(images: ImageList, features: Features, part: slice) -> tuple[ImageList, Features]:
+    """Some images of a batch."""
+    chosen = ImageList(images.tensor[part], images.image_sizes[part])
+    return chosen, {name: maps[part] for name, maps in features.items()}
+
+
+def _named(prefix: str, losses: dict[str, Tensor], factor: float = 1.0) -> dict[str, Tensor]:
+    """The losses times a factor, "loss_" of their names being replaced."""
+    return {prefix + name.removeprefix("loss_"): factor * loss for name, loss in losses.items()}

@@ -1,0 +1,55 @@
+"""Tiny runs of PAIS on drawn images: a config of `configs/pais`, shrunk, and its samples."""
+
+import json
+import uuid
+
+from detectron2.config import get_cfg
+
+from pais.config import add_pais_config
+from pseudolabel.config import add_masksmith_config
+from pseudolabel.registration import register_datasets
+from tests.tiny import CONFIGS, write_coco
+
+CLASSES = ["left", "right"]
+
+
+def write_split(folder, images=6, labelled=2):
+    """A COCO folder whose first images are labelled: (labelled, unlabelled, whole) JSON files."""
+    whole = write_coco(folder, images)
+    data = json.loads(whole.read_text())
+    paths = [folder / "labelled.json", folder / "unlabelled.json"]
+    for path, part in zip(paths, (data["images"][:labelled], data["images"][labelled:])):
+        ids = {image["id"] for image in part}
+        kept = [a for a in data["annotations"] if a["image_id"] in ids]
+        known = {"annotations": kept if path.stem == "labelled" else []}
+        path.write_text(json.dumps({**data, "images": part, **known}))
+    return *paths, whole
+
+
+def tiny_config(files, output, *opts, method="pais/sample"):
+    """`files` are those of `write_split`; `opts` are KEY VALUE."""
+    cfg = get_cfg()
+    add_masksmith_config(cfg)
+    add_pais_config(cfg)
+    cfg.merge_from_file(str(CONFIGS / f"{method}.yaml"))
+    names = [f"pais_{uuid.uuid4().hex}" for _ in files]
+    cfg.DATASETS.REGISTER = [
+        {"name": name, "json": str(path), "image_root": str(path.parent)}
+        for name, path in zip(names, files)
+    ]
+    cfg.DATASETS.TRAIN, cfg.DATASETS.UNLABELLED, cfg.DATASETS.TEST = ((name,) for name in names)
+    cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = str(output), "cpu"
+    cfg.SOLVER.MAX_ITER, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.CHECKPOINT_PERIOD = 20, 4, 10
+    cfg.SOLVER.IMS_PER_BATCH = 2
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+    model = cfg.MODEL
+    model.FPN.OUT_CHANNELS = 32
+    model.RPN.PRE_NMS_TOPK_TRAIN = model.RPN.PRE_NMS_TOPK_TEST = 50
+    model.RPN.POST_NMS_TOPK_TRAIN = model.RPN.POST_NMS_TOPK_TEST = 20
+    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    model.ROI_BOX_HEAD.FC_DIM = 32
+    model.ROI_BOX_HEAD.CONV_DIM = model.ROI_MASK_HEAD.CONV_DIM = 32
+    model.PAIS.MASK_IOU.FC_DIM, model.PAIS.BURN_IN_ITERS = 16, 0
+    cfg.merge_from_list(list(opts))
+    register_datasets(cfg)
+    return cfg
