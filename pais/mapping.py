@@ -5,6 +5,8 @@ A matrix is 3 x 3 and maps continuous points (x, y, 1), the centre of the first 
 changes no coordinate. Legend: N instances; H, W and h, w rows and columns of source and target.
 """
 
+import math
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,8 +16,6 @@ from detectron2.data import transforms
 _REACH = 1024.0
 # Pixels; a transform that is further from affine is none.
 _TOLERANCE = 1e-3
-# Masks that are warped at a time; bounds the memory.
-_MASKS_AT_A_TIME = 32
 
 
 def matrix_of(transform: transforms.Transform | transforms.TransformList) -> np.ndarray:
@@ -91,23 +91,55 @@ def map_masks(masks: torch.Tensor, matrix: torch.Tensor, size: tuple[int, int]) 
     Returns:
         bool (N, h, w). A mask that has left the target is empty.
     """
-    if not len(masks):
-        return masks.new_zeros((0, *size), dtype=torch.bool)
-    grid = _sampling_grid(matrix, masks.shape[1:], size).to(masks.device, torch.float32)
-    parts = [
-        F.grid_sample(part[None].float(), grid, padding_mode="zeros", align_corners=False)[0] > 0.5
-        for part in masks.split(_MASKS_AT_A_TIME)
-    ]
-    return torch.cat(parts)
-
-
-def _sampling_grid(
-    matrix: torch.Tensor, source: tuple[int, int], target: tuple[int, int]
-) -> torch.Tensor:
-    """Where each target pixel's centre lies in the source, from -1 to 1; float64 (1, h, w, 2)."""
     back = torch.linalg.inv(matrix.cpu().double())
-    y, x = (torch.arange(side, dtype=torch.float64) + 0.5 for side in target)
-    across = x[None, :, None] * back[:2, 0] + back[:2, 2]
-    points = across + y[:, None, None] * back[:2, 1]
-    sides = points.new_tensor([source[1], source[0]])
-    return (2 * points / sides - 1)[None]
+    mapped = masks.new_zeros((len(masks), *size), dtype=torch.bool)
+    # Instances are small next to their image: only what one of them can reach is sampled.
+    for mask, target, extent in zip(masks, mapped, _extents(masks)):
+        x0, y0, x1, y1 = extent
+        # A pixel counts at points up to one pixel from its centre.
+        support = torch.tensor([[x0 - 0.5, y0 - 0.5, x1 + 0.5, y1 + 0.5]])
+        left, top, right, bottom = map_boxes(support, matrix.cpu(), size)[0].tolist()
+        columns = slice(math.floor(left), math.ceil(right))
+        rows = slice(math.floor(top), math.ceil(bottom))
+        if x1 > x0 and columns.stop > columns.start and rows.stop > rows.start:
+            # Outside of its extent the mask is 0, as the sampling takes it to be.
+            part = mask[y0:y1, x0:x1].float()
+            target[rows, columns] = _sample(part, (x0, y0), back, rows, columns) > 0.5
+    return mapped
+
+
+def _extents(masks: torch.Tensor) -> list[list[int]]:
+    """x0, y0, x1, y1 of the non-zero pixels of each mask, the last two excluded; 0 if none."""
+    found = masks if masks.dtype == torch.bool else masks > 0
+    extents = []
+    for columns, rows in zip(found.any(dim=1).cpu(), found.any(dim=2).cpu()):
+        x, y = columns.nonzero().flatten(), rows.nonzero().flatten()
+        if len(x):
+            extents.append([int(x[0]), int(y[0]), int(x[-1]) + 1, int(y[-1]) + 1])
+        else:
+            extents.append([0] * 4)
+    return extents
+
+
+def _sample(
+    part: torch.Tensor, corner: tuple[int, int], back: torch.Tensor, rows: slice, columns: slice
+) -> torch.Tensor:
+    """Values of a part of the source at the centres of some pixels of the target.
+
+    Args:
+        part: float (H', W'); 0 is assumed around it.
+        corner: x, y of its first pixel in the source.
+        back: float64 (3, 3) on the CPU, target -> source.
+        rows, columns: of the target.
+
+    Returns:
+        float (rows, columns).
+    """
+    x = torch.arange(columns.start, columns.stop, dtype=torch.float64) + 0.5
+    y = torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5
+    points = x[None, :, None] * back[:2, 0] + y[:, None, None] * back[:2, 1] + back[:2, 2]
+    sides = torch.tensor([part.shape[1], part.shape[0]], dtype=torch.float64)
+    grid = 2 * (points - torch.tensor(corner)) / sides - 1
+    grid = grid.to(part.device, torch.float32)
+    values = F.grid_sample(part[None, None], grid[None], padding_mode="zeros", align_corners=False)
+    return values[0, 0]
