@@ -12,7 +12,7 @@ from typing import Any
 from detectron2.structures import BoxMode
 from pycocotools import mask as rle_tools
 
-from pseudolabel.checks import is_integer
+from pseudolabel.checks import is_integer, is_number, quote
 from pseudolabel.errors import DataError
 from pseudolabel.image_paths import ImageFolder
 from pseudolabel.validation_records import LVIS_LISTS
@@ -24,6 +24,7 @@ def load_instances(
     image_root: str | os.PathLike,
     class_of: Mapping[int, int],
     extra_keys: Sequence[str] = (),
+    image_keys: Sequence[str] = (),
     *,
     federated: bool = False,
     allow_links: bool = False,
@@ -36,6 +37,7 @@ def load_instances(
         image_root: the folder of the images.
         class_of: category id -> contiguous class.
         extra_keys: of an annotation, copied where it has them.
+        image_keys: of an image, the same.
         federated: LVIS: with the federated keys of each image.
         allow_links: whether links in `image_root` may lead out of it.
 
@@ -47,7 +49,8 @@ def load_instances(
 
     Raises:
         DataError: an annotation refers to no image or category of the file, its segmentation is
-            neither polygons nor an RLE, or an image lies outside of `image_root`.
+            neither polygons nor an RLE, an image lies outside of `image_root`, or a `weight` that
+            is copied is no finite number >= 0.
     """
     annotations = defaultdict(list)
     folder = ImageFolder(image_root, source, allow_links=allow_links)
@@ -63,6 +66,7 @@ def load_instances(
             "width": image["width"],
             "image_id": image["id"],
             "annotations": annotations.pop(image["id"], []),
+            **_copied(image, image_keys, source, "image"),
         }
         if federated:
             record.update({key: image.get(key, []) for key in LVIS_LISTS})
@@ -124,11 +128,27 @@ def _annotation(
         "bbox": list(annotation["bbox"]),
         "bbox_mode": BoxMode.XYWH_ABS,
         "category_id": class_of[category],
-        **{key: annotation[key] for key in ("iscrowd", *extra_keys) if key in annotation},
+        **_copied(annotation, ("iscrowd", *extra_keys), source, "annotation"),
     }
     if annotation.get("segmentation"):
         result["segmentation"] = _segmentation(annotation, source)
     return result
+
+
+def _copied(
+    entry: Mapping[str, Any], keys: Iterable[str], source: str | os.PathLike, kind: str
+) -> dict[str, Any]:
+    """What a record has of these keys; a weight scales losses, so it is looked at here."""
+    found = {key: entry[key] for key in keys if key in entry}
+    weight = found.get("weight", 1)
+    if not (is_number(weight) and weight >= 0):
+        raise DataError(
+            source,
+            f"its weight is {quote(weight)}, no number >= 0",
+            "correct it, or drop the key, which is a weight of 1",
+            f"{kind} {entry.get('id')}",
+        )
+    return found
 
 
 def _segmentation(annotation: Mapping[str, Any], source: str | os.PathLike) -> list | dict:

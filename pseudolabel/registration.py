@@ -29,7 +29,8 @@ REQUIRED_KEYS = ("name", "json", "image_root")
 OPTIONAL_KEYS = ("format", "allow_links")
 FORMATS = ("coco", "lvis")
 # Kept in the dataset dicts beside Detectron2's own keys; stock mappers ignore them.
-EXTRA_ANNOTATION_KEYS = ["id", "score", "quality", "mask_source"]
+EXTRA_ANNOTATION_KEYS = ["id", "score", "quality", "mask_source", "weight"]
+EXTRA_IMAGE_KEYS = ["weight", "hardness"]
 
 
 def register_datasets(cfg: CfgNode) -> list[str]:
@@ -169,6 +170,7 @@ def _load(json_file: str, image_root: str, name: str) -> list[dict]:
         image_root,
         metadata.thing_dataset_id_to_contiguous_id,
         EXTRA_ANNOTATION_KEYS,
+        EXTRA_IMAGE_KEYS,
         federated=metadata.evaluator_type == "lvis",
         allow_links=metadata.allow_links,
     )

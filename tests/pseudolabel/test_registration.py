@@ -69,6 +69,53 @@ def test_classes_boxes_and_ids_come_from_the_json(tmp_path):
     assert "segmentation" not in annotation  # boxes alone are enough
 
 
+@pytest.mark.parametrize("file_format", ["coco", "lvis"])
+def test_weights_and_hardness_pass_into_the_dataset_dicts(file_format, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data["images"][0] |= {"weight": 0.5, "hardness": 0.25, "licence": 3}
+    data["images"].append({"id": 2, "file_name": "2.png", "weight": 0, **SIZE})
+    data["annotations"][0] |= {"weight": 2, "score": 0.75, "quality": 0.125, "note": "x"}
+    data["annotations"].append({"id": 6, "image_id": 1, "category_id": 4, "bbox": [1, 1, 2, 2]})
+    file.write_text(json.dumps(data))
+    one, two = load(entry(tmp_path, format=file_format))
+    assert (one["weight"], one["hardness"], "licence" in one) == (0.5, 0.25, False)
+    assert (two["weight"], "hardness" in two) == (0, False)
+    first, second = one["annotations"]
+    assert (first["weight"], first["score"], first["quality"]) == (2, 0.75, 0.125)
+    assert "note" not in first
+    assert "weight" not in second, "absent stays absent; the reader's default is 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(-0.5, "-0.5"), ("0.5", "'0.5'"), (None, "None"), (True, "True"), ([1], r"\[1\]")],
+)
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+def test_a_weight_that_is_none_is_named(kind, value, shown, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data[kind][0]["weight"] = value
+    file.write_text(json.dumps(data))
+    record = {"images": "image 1", "annotations": "annotation 5"}[kind]
+    message = rf"boxes\.json \({record}\): its weight is {shown}, no number >= 0\. Remedy"
+    with pytest.raises(DataError, match=message):
+        load(entry(tmp_path))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value, tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    data = json.loads(file.read_text())
+    data["annotations"][0]["weight"] = value
+    file.write_text(json.dumps(data))
+    with pytest.raises(DataError, match=r"boxes\.json .*weight.* holds NaN or infinity"):
+        load(entry(tmp_path))
+
+
 def test_registering_twice_is_harmless_but_a_taken_name_is_not(tmp_path):
     write_coco(tmp_path)
     one = entry(tmp_path)

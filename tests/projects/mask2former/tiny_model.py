@@ -69,12 +69,17 @@ def tiny_cfg(opts=(), backbone="swin", classes=3) -> CfgNode:
     return cfg
 
 
-def tiny_run(json_file: Path, output: Path, opts=()) -> CfgNode:
+def tiny_run(json_file: Path, output: Path, opts=(), file_format="coco") -> CfgNode:
     """As `tiny_cfg`, on a data set of `tests.tiny.write_coco`."""
     cfg = tiny_cfg(classes=0)
     name = f"tiny_{uuid.uuid4().hex}"
     cfg.DATASETS.REGISTER = [
-        {"name": name, "json": str(json_file), "image_root": str(json_file.parent)}
+        {
+            "name": name,
+            "json": str(json_file),
+            "image_root": str(json_file.parent),
+            "format": file_format,
+        }
     ]
     cfg.DATASETS.TRAIN = cfg.DATASETS.TEST = (name,)
     cfg.OUTPUT_DIR = str(output)
