@@ -30,7 +30,8 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     cfg.SOLVER.LAYER_DECAY = 1.0
     # Factor of the learning rate of the backbone's parameters (1: none), on top of LAYER_DECAY.
     cfg.SOLVER.BACKBONE_MULTIPLIER = 1.0
-    # SOLVER.CLIP_GRADIENTS.CLIP_TYPE may be "full_model" as well: the norm over all parameters.
+    # Detectron2's "value" and "norm", each parameter by itself, or "full_model": the norm over all.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "value"
 
     # One seed for data order, augmentation, initialisation and sampling inside the model.
     cfg.SEED = 0

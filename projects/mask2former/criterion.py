@@ -108,7 +108,11 @@ class WeightedReduction:
         weights: Sequence[Tensor],
         image_weights: Tensor | None,
     ) -> Losses:
-        """Cross-entropy over all queries; its normaliser is the sum of the class weights alone."""
+        """Cross-entropy over all queries; its normaliser is the sum of the class weights alone.
+
+        That sum is of this process's queries, in the library as here: it depends on how many of
+        them are matched, so that two processes with unequal counts are not one with both batches.
+        """
         batch, queries, _ = class_queries_logits.shape
         targets = class_queries_logits.new_full((batch, queries), self.num_labels, dtype=torch.long)
         factors = class_queries_logits.new_ones(batch, queries)

@@ -41,8 +41,9 @@ class InstanceMapper:
 
         Returns:
             The record's other keys, `image` (uint8 tensor, 3, h, w), `instances` with gt_boxes,
-            gt_classes, gt_masks (`BitMasks`) and gt_weights, and `lost_instances`: how many lie
-            outside of the crop. Crowds are not trained on.
+            gt_classes, gt_masks (`BitMasks`) and gt_weights, and two counts of what is left out:
+            `lost_instances` that lie outside of the crop, and `empty_instances` whose mask has no
+            pixel in the file either. Crowds are not trained on.
         """
         record = copy.copy(record)
         pixels = detection_utils.read_image(record["file_name"], format=self.image_format)
@@ -53,13 +54,12 @@ class InstanceMapper:
         pixels = augmented.image
         record["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         annotations = [a for a in record.pop("annotations") if not a.get("iscrowd", 0)]
-        masks = [
-            moved_mask(decode_segmentation(a["segmentation"], *source_size), change)
-            for a in annotations
-        ]
-        kept = [(a, mask) for a, mask in zip(annotations, masks) if mask.any()]
+        masks = [decode_segmentation(a["segmentation"], *source_size) for a in annotations]
+        drawn = [(a, moved_mask(m, change)) for a, m in zip(annotations, masks) if m.any()]
+        kept = [(a, mask) for a, mask in drawn if mask.any()]
         record["instances"] = _instances(kept, change, pixels.shape[:2])
-        record["lost_instances"] = len(annotations) - len(kept)
+        record["lost_instances"] = len(drawn) - len(kept)
+        record["empty_instances"] = len(annotations) - len(drawn)
         return record
 
 

@@ -19,6 +19,12 @@ from masksmith_projects.mask2former.network import build_network
 from masksmith_projects.mask2former.ranking import best_pairs, masks_with_quality, rank
 from masksmith_projects.mask2former.targets import float_masks, image_weights, instance_weights
 
+# Counts of the mapper, and their names in the metrics.
+LEFT_OUT = {
+    "lost_instances": "instances outside of the crop",
+    "empty_instances": "instances with an empty mask",
+}
+
 
 @META_ARCH_REGISTRY.register()
 class Mask2Former(nn.Module):
@@ -36,6 +42,9 @@ class Mask2Former(nn.Module):
         deep_supervision: losses after every layer of the decoder.
         freeze_norm: batch norm keeps its statistics and factors.
     """
+
+    # For SOLVER.BACKBONE_MULTIPLIER, whichever backbone it is.
+    backbone_prefixes = ("model.pixel_level_module.encoder.",)
 
     @configurable
     def __init__(
@@ -156,9 +165,10 @@ class Mask2Former(nn.Module):
             instance_weights=[instance_weights(s, t, self.device) for s, t in zip(samples, truths)],
             image_weights=image_weights(samples, self.device),
         )
-        if any("lost_instances" in sample for sample in samples):
-            lost = sum(sample.get("lost_instances", 0) for sample in samples)
-            get_event_storage().put_scalar("mask2former/instances outside of the crop", lost)
+        for key, name in LEFT_OUT.items():
+            if any(key in sample for sample in samples):
+                count = sum(sample.get(key, 0) for sample in samples)
+                get_event_storage().put_scalar(f"mask2former/{name}", count)
         factors = self.criterion.weight_dict
         return {
             name: loss * next(factor for term, factor in factors.items() if name.startswith(term))

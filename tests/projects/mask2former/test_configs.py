@@ -67,6 +67,17 @@ def test_its_schedule_fits(path):
         assert "STEPS" not in (yaml.safe_load(path.read_text()).get("SOLVER") or {})
 
 
+def test_the_optimizer_is_the_published_one_but_for_small_images():
+    for path in RUNS:
+        solver = read_config(path).SOLVER
+        clip = solver.CLIP_GRADIENTS
+        found = (solver.OPTIMIZER, solver.BACKBONE_MULTIPLIER, clip.CLIP_TYPE, clip.CLIP_VALUE)
+        large = path.stem.startswith(("coco", "lvis"))
+        expected = (0.1, "full_model", 0.01) if large else (1.0, "norm", 1.0)
+        assert found == ("AdamW", *expected), path
+        assert clip.ENABLED
+
+
 # LVIS's are COCO's with more queries.
 @pytest.mark.parametrize(
     "path", [p for p in RUNS if "lvis" not in p.stem], ids=lambda path: path.stem

@@ -72,8 +72,17 @@ def test_what_lies_outside_of_the_crop_is_counted(tmp_path):
     crop = transforms.CropTransform(25, 5, 30, 30)
     sample = InstanceMapper([crop], "RGB")(record(tmp_path, inside, outside, pixel))
     assert len(sample["instances"]) == 1
-    assert sample["lost_instances"] == 2
+    assert (sample["lost_instances"], sample["empty_instances"]) == (2, 0)
     assert sample["instances"].gt_boxes.tensor.tolist() == [[5, 5, 25, 15]]
+
+
+def test_a_mask_without_a_pixel_is_counted_apart(tmp_path):
+    block, nothing = [30, 10, 20, 10], annotation(slice(0), slice(0), [3, 3, 4, 4])
+    mapper = InstanceMapper([transforms.CropTransform(25, 5, 30, 30)], "RGB")
+    outside = annotation(39, 0, [0, 39, 1, 1])
+    sample = mapper(record(tmp_path, nothing, annotation(*BLOCK, block), nothing, outside))
+    assert len(sample["instances"]) == 1
+    assert (sample["lost_instances"], sample["empty_instances"]) == (1, 2)
 
 
 def test_a_box_is_cut_at_the_crop_with_its_mask(tmp_path):

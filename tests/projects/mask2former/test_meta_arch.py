@@ -99,11 +99,13 @@ def test_without_deep_supervision_only_the_last_prediction_is_trained():
     assert sorted(losses) == ["loss_cross_entropy", "loss_dice", "loss_mask"]
 
 
-def test_lost_instances_are_logged():
+def test_instances_that_are_left_out_are_logged_by_reason():
     model = tiny_model().train()
     with EventStorage() as storage:
-        model([sample(lost_instances=2), sample(lost_instances=1)])
-    assert storage.latest()["mask2former/instances outside of the crop"][0] == 3
+        model([sample(lost_instances=2), sample(lost_instances=1, empty_instances=4)])
+    latest = storage.latest()
+    assert latest["mask2former/instances outside of the crop"][0] == 3
+    assert latest["mask2former/instances with an empty mask"][0] == 4
 
 
 def test_masks_as_bits_tensor_or_rle_are_the_same():
@@ -177,6 +179,9 @@ def train(cfg, resume=False, stop=None):
 def test_twenty_steps_equal_ten_and_ten_resumed(tmp_path):
     json_file = write_coco(tmp_path)
     opts = ["DATASETS.TEST", "()", "SOLVER.IMS_PER_BATCH", 1, PREFIX + "DEC_LAYERS", 2]
+    # As in the published recipe; all steps are clipped.
+    opts += ["SOLVER.BACKBONE_MULTIPLIER", 0.1, "SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"]
+    opts += ["SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.01]
     whole = train(tiny_run(json_file, tmp_path / "whole", opts))
     cfg = tiny_run(json_file, tmp_path / "parts", opts)
     train(cfg, stop=10)
@@ -193,6 +198,7 @@ def test_training_ends_with_an_evaluation(tmp_path):
     last = {key: value for line in lines for key, value in json.loads(line).items()}
     assert 0 <= last["segm/AP"] <= 100
     assert last["mask2former/instances outside of the crop"] == 0
+    assert last["mask2former/instances with an empty mask"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump(tmp_path):
@@ -224,12 +230,29 @@ def one_of_two(rank, folder, batch):
     dist.destroy_process_group()
 
 
-def test_two_processes_equal_one_with_the_double_batch(tmp_path, monkeypatch):
-    batch = [sample(), sample(boxes=((2, 2, 9, 40), *PIXEL), seed=1)]
+@pytest.mark.parametrize(
+    "boxes",
+    [
+        (((4, 6, 30, 40), (20, 10, 50, 30)), ((2, 2, 9, 40), *PIXEL)),
+        (((4, 6, 30, 40),), ((2, 2, 9, 40), (20, 10, 50, 30), *PIXEL)),
+        ((), ((2, 2, 9, 40), *PIXEL)),
+    ],
+    ids=["equal", "unequal", "one_empty"],
+)
+def test_two_processes_equal_one_with_the_double_batch(boxes, tmp_path, monkeypatch):
+    """In their mask losses. Their class losses are, as the library's, each its own mean, and the
+    gradient is the mean of the two; it is the double batch's where their counts are equal."""
+    batch = [sample(boxes=one, seed=index) for index, one in enumerate(boxes)]
     monkeypatch.setattr(torch, "rand", fixed_points)
     mp.start_processes(one_of_two, (str(tmp_path), batch), nprocs=2, start_method="fork")
     model = tiny_model().train()
-    sum(model(batch).values()).backward()
+    whole = model(batch)
+    apart = [model([one]) for one in batch]
+    classes = sum(v for part in apart for name, v in part.items() if "cross" in name) / 2
+    together = sum(v for name, v in whole.items() if "cross" in name)
+    if len(boxes[0]) == len(boxes[1]):
+        assert torch.isclose(classes, together, rtol=1e-4)
+    (sum(v for name, v in whole.items() if "cross" not in name) + classes).backward()
     found = [torch.load(tmp_path / f"{rank}.pth", weights_only=True) for rank in range(2)]
     for name, expected in gradients(model).items():
         assert torch.equal(found[0][name], found[1][name]), name

@@ -12,6 +12,7 @@ from masksmith_projects.mask2former.config import check_config
 from masksmith_projects.mask2former.network import build_network
 from masksmith_projects.mask2former.weights import load_whole, to_library
 from pseudolabel.errors import DataError
+from pseudolabel.optimizer import backbone_prefixes
 from tests.projects.mask2former.tiny_model import (
     BACKBONES,
     PREFIX,
@@ -66,6 +67,11 @@ def test_every_backbone_trains_all_that_is_left_trainable(backbone):
     assert without == [], "several processes would wait for these"
     encoder = [n for n, p in model.named_parameters() if ".encoder." in n and p.grad is not None]
     assert encoder
+    # The learning rate of the backbone is its alone; the pixel decoder has an encoder, too.
+    (prefix,) = backbone_prefixes(model)
+    within = {n for n, _ in model.named_parameters() if n.startswith(prefix)}
+    backbone = model.model.pixel_level_module.encoder
+    assert len(within) == len(list(backbone.parameters()))
 
 
 @pytest.mark.parametrize(
