@@ -5,8 +5,9 @@
     python datasets/prepare_splits.py instances_train.json --ids my_images.txt
 
 The source is any COCO JSON, or the folder of Cityscapes (`leftImg8bit` and `gtFine`), whose train
-split is converted first. Of n images, floor(p % of n) are labelled. For each fold and percentage
-three files are written to `--output` (by default the folder `semi_supervised` beside the JSON):
+split is converted first; its JSON with `--name instancesonly_filtered_gtFine_train` gives the same.
+Of n images, floor(p % of n) are labelled. For each fold and percentage three files are written to
+`--output` (by default the folder `semi_supervised` beside the JSON):
 
 - `{stem}.{fold}@{percent}.json`, the labelled images with their annotations;
 - `{stem}.{fold}@{percent}-unlabeled.json`, the other images, with no annotation;
@@ -31,7 +32,14 @@ from typing import Any, NamedTuple
 from convert_cityscapes import convert
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import atomic_write, failure_line, file_hash, read_json, write_json
+from pseudolabel.files import (
+    atomic_write,
+    failure_line,
+    file_hash,
+    read_json,
+    refuse_overwrite,
+    write_json,
+)
 from pseudolabel.rejected import without_rejected
 from pseudolabel.splits import (
     CITYSCAPES,
@@ -132,7 +140,7 @@ def run(options: argparse.Namespace) -> None:
     source: Path = options.source
     is_folder = source.is_dir()
     data, made_from = read_source(source)
-    stem = CITYSCAPES if is_folder else source.stem
+    stem = options.name or (CITYSCAPES if is_folder else source.stem)
     if options.ids:
         splits = list(listed_splits(data, stem, options.ids))
     else:
@@ -142,6 +150,7 @@ def run(options: argparse.Namespace) -> None:
     for split in splits:
         check_split(data, f"{source}, {split.title}", split.labelled)
     folder = options.output or (source / "annotations" if is_folder else source.parent) / FOLDER
+    refuse_overwrite(source, *(folder / f"{split.name}.json" for split in splits))
     for split in splits:
         write_split(folder, data, split, made_from)
     print(class_table(data, {split.title: split.labelled for split in splits}))
@@ -175,11 +184,23 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
+def stem_name(text: str) -> str:
+    """An option's value: the beginning of a file name.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none, or a path.
+    """
+    if not text or Path(text).name != text or "\\" in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no file name")
+    return text
+
+
 def main(argv: list[str] | None = None) -> int:
     """Writes the splits. Returns 0; 1 with one clear error line, and nothing written."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, help="a COCO JSON, or the folder of Cityscapes")
     parser.add_argument("--output", type=Path, help="folder of the parts")
+    parser.add_argument("--name", type=stem_name, help="{stem} of the parts; the JSON's if absent")
     parser.add_argument("--percent", type=percentage, nargs="+", help="1 2 5 10 where absent")
     parser.add_argument("--fold", type=whole_number, nargs="+", help="seeds; 1 where absent")
     parser.add_argument("--stratify", action="store_true", help="by image size and instances")

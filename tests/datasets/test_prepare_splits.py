@@ -127,6 +127,17 @@ def test_a_refused_command_writes_nothing(script, arguments, problem, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_the_source_is_never_replaced(script, tmp_path, capsys):
+    source = write_source(tmp_path).rename(tmp_path / "a.mine.json")
+    before = source.read_bytes()
+    (tmp_path / "mine.txt").write_text("3\n")
+    arguments = ["--name", "a", "--ids", tmp_path / "mine.txt", "--output", tmp_path]
+    assert run(script, source, *arguments) == 1
+    assert "the output would replace the input" in capsys.readouterr().err
+    assert source.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
@@ -150,6 +161,7 @@ def test_a_damaged_source_is_refused(script, damage, problem, tmp_path, capsys):
         ["--percent", "100"],
         ["--percent", "x"],
         ["--fold", "-1"],
+        ["--name", "../x"],
         ["--ids", "a.txt", "--percent", "10"],
         ["--ids", "a.txt", "--fold", "1"],
     ],
@@ -183,6 +195,13 @@ def test_cityscapes_is_split_from_its_folder(script, data_dir, tmp_path):
     assert len(labelled["images"]) == images // 2
     assert len(unlabelled["images"]) == images - images // 2
     assert len(labelled["categories"]) == len(unlabelled["categories"]) == 8
+    # The JSON of the converter gives the same parts.
+    whole = tmp_path / "instances_train.json"
+    whole.write_text(json.dumps(script.convert(root, "train").data))
+    arguments = ["--percent", 50, "--fold", 2, "--name", stem.partition(".")[0]]
+    assert run(script, whole, *arguments, "--output", tmp_path / "again") == 0
+    again = read(tmp_path / "again" / f"{stem}.json")
+    assert {**again, "info": 0} == {**labelled, "info": 0}
 
 
 @pytest.mark.parametrize(("percent", "count"), [(5, 3), (10, 7)])
