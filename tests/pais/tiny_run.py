@@ -4,6 +4,9 @@ import json
 import uuid
 
 from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from torch import nn
 
 from pais.config import add_pais_config
 from pseudolabel.config import add_masksmith_config
@@ -53,3 +56,47 @@ def tiny_config(files, output, *opts, method="pais/sample"):
     cfg.merge_from_list(list(opts))
     register_datasets(cfg)
     return cfg
+
+
+class TinyPyramid(Backbone):
+    """Three maps of a convolution each; a ResNet would take seconds on a busy machine."""
+
+    CHANNELS = 16
+    STRIDES = (4, 8, 16)
+
+    def __init__(self):
+        super().__init__()
+        sides = [(3, 4), (self.CHANNELS, 2), (self.CHANNELS, 2)]
+        self.stages = nn.ModuleList(nn.Conv2d(n, self.CHANNELS, s, s) for n, s in sides)
+
+    @property
+    def size_divisibility(self):
+        return max(self.STRIDES)
+
+    def forward(self, x):
+        maps = {}
+        for level, stage in enumerate(self.stages, start=2):
+            x = maps[f"p{level}"] = stage(x).relu()
+        return maps
+
+    def output_shape(self):
+        levels = enumerate(self.STRIDES, start=2)
+        return {f"p{n}": ShapeSpec(channels=self.CHANNELS, stride=stride) for n, stride in levels}
+
+
+@BACKBONE_REGISTRY.register()
+def tiny_pyramid(cfg, input_shape):
+    return TinyPyramid()
+
+
+# Options of a network that is computed in an instant.
+PYRAMID = [
+    *("MODEL.BACKBONE.NAME", "tiny_pyramid", "MODEL.RPN.IN_FEATURES", ["p2", "p3", "p4"]),
+    *("MODEL.ROI_HEADS.IN_FEATURES", ["p2", "p3"]),
+    *("MODEL.ANCHOR_GENERATOR.SIZES", [[16], [24], [32]]),
+    *("MODEL.ROI_BOX_HEAD.NORM", "", "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 4),
+    *("MODEL.ROI_MASK_HEAD.NORM", "", "MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION", 7),
+    *("MODEL.ROI_BOX_HEAD.CONV_DIM", 8, "MODEL.ROI_MASK_HEAD.CONV_DIM", 8),
+    *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 1),
+    *("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 1),
+]
