@@ -8,6 +8,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import nn
 
+import pais.pipeline
+import pais.semi_supervised_rcnn  # noqa: F401  (these register pipeline and model)
 from pais.config import add_pais_config
 from pseudolabel.config import add_masksmith_config
 from pseudolabel.registration import register_datasets
