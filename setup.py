@@ -1,4 +1,4 @@
-"""Installs the packages `mal`, `pais`, `pseudolabel` and `masksmith_projects.*`."""
+"""Installs the packages `mal`, `pais`, `pseudolabel`, `masksmith_projects.*` and `masksmith`."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ setup(
         "masksmith_projects",
         *(f"masksmith_projects.{name}" for name in PROJECTS),
     ],
+    py_modules=["masksmith"],
     package_dir={"masksmith_projects": "projects"},
     # `detectron2` is deliberately absent: upstream is not on PyPI, and either of its two builds
     # (upstream's own, or `detectron2_lite/`) provides the import. See README.

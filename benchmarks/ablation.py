@@ -20,13 +20,12 @@ from pathlib import Path
 import yaml
 from ablation_table import ablation_record
 from boxes_to_masks import config_files
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from results import record
 from stages import ROOT, Runner, Stage, StageError, say
 from tables import measurement_table
 
-from mal.config import add_mal_config
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.config_diff import differences
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, write_json
@@ -66,9 +65,7 @@ class Row:
 
 def load_config(path: Path) -> CfgNode:
     """A YAML over the defaults of every key of the project."""
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
+    cfg = new_config()
     cfg.merge_from_file(str(path))
     return cfg
 

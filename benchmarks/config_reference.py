@@ -10,11 +10,9 @@ import sys
 import tokenize
 from dataclasses import dataclass
 
-from detectron2.config import get_cfg
 from stages import ROOT, say
 
-from mal.config import add_mal_config
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.config_diff import flat_keys
 from pseudolabel.files import atomic_write
 
@@ -104,9 +102,7 @@ def section(title: str, source: str, roots: dict[str, str], defaults: dict) -> s
 
 def page() -> str:
     """The whole of docs/config_mal.md."""
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
+    cfg = new_config()
     # What this machine has is no default of a page.
     cfg.MODEL.DEVICE = "cuda"
     defaults = flat_keys(cfg)

@@ -22,17 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from detectron2.config import get_cfg
 from PIL import Image
 from results import measurement, record
 from speed import ROOT, Ratio, compare, show
 
-from mal.config import add_mal_config
 from mal.crops import test_window
 from mal.mask_auto_labeler import MaskAutoLabeler
 from mal.predictor import OTHER, BoxPredictor
 from mal.resampling import cut_and_resize
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.files import read_image
 from pseudolabel.masks import clip_box, xywh_to_xyxy
 
@@ -44,9 +42,7 @@ Job = tuple[Path, np.ndarray]
 
 def build_model(config: Path, opts: list[str]) -> MaskAutoLabeler:
     """A MAL of a config with random weights, on the CPU."""
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
+    cfg = new_config()
     cfg.merge_from_file(str(config))
     cfg.merge_from_list(["MODEL.DEVICE", "cpu", "MODEL.MAL.ENCODER.WEIGHTS", "", *opts])
     torch.manual_seed(0)

@@ -3,10 +3,9 @@
 import json
 from pathlib import Path
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from mal.config import add_mal_config
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.config_diff import ABSENT, differences
 from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, read_json
@@ -66,9 +65,7 @@ def run_seconds(run_dir: Path) -> float:
 
 
 def _merged(config: Path) -> CfgNode:
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
+    cfg = new_config()
     cfg.set_new_allowed(True)
     cfg.merge_from_file(str(config))
     return cfg

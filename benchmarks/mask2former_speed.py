@@ -13,15 +13,13 @@ import argparse
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from speed import Ratio, compare, show
 
-import masksmith_projects.mask2former.meta_arch  # noqa: F401  (registers the meta-architecture)
-from masksmith_projects.mask2former.config import add_mask2former_config
+from masksmith import new_config, register_methods
 from masksmith_projects.mask2former.weights import to_library
-from pseudolabel.config import add_masksmith_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "projects/mask2former/configs/sample.yaml"
@@ -30,9 +28,8 @@ CLASSES = 6
 
 def read_config(path: Path) -> CfgNode:
     """A config of Mask2Former with a class count, on the CPU."""
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mask2former_config(cfg)
+    register_methods()
+    cfg = new_config()
     cfg.merge_from_file(str(path))
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = CLASSES
     cfg.MODEL.DEVICE = "cpu"

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from results import config_facts, data_facts, measurement
 from stages import Stage
 
-from mal.config import add_mal_config
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.errors import DataError
 from pseudolabel.retention import (
     HUMAN,
@@ -65,9 +64,7 @@ class Comparison:
 
     def config(self) -> CfgNode:
         """The detector's config, over the defaults of every key of the project."""
-        cfg = get_cfg()
-        add_masksmith_config(cfg)
-        add_mal_config(cfg)
+        cfg = new_config()
         cfg.merge_from_file(str(self.config_file))
         cfg.merge_from_list(self.opts)
         return cfg

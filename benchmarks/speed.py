@@ -19,14 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from detectron2.config import get_cfg
 from detectron2.utils.events import EventStorage
 from torch import Tensor
 
-from mal.config import add_mal_config
 from mal.mask_auto_labeler import MaskAutoLabeler
 from mal.mean_field import EPSILON, mean_field, mean_field_kernel
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config
 from pseudolabel.masks import encode_rle, rle_from_patch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,9 +124,7 @@ def mal_step_ratio(repeats: int, batch: int = 8) -> Ratio:
     Above: forward with both losses, backward, teacher update. Below: student forward and backward
     of a plain mean, teacher forward. Data loading and the optimizer are in neither.
     """
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
+    cfg = new_config()
     cfg.merge_from_file(str(MAL_CONFIG))
     cfg.MODEL.DEVICE = "cpu"
     torch.manual_seed(0)

@@ -1,9 +1,12 @@
-"""Config keys that every Masksmith method shares."""
+"""Config keys that every Masksmith method shares, and what a run's config is compared with."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.utils import comm
 
 
 def add_masksmith_config(cfg: CfgNode) -> None:
@@ -50,6 +53,27 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     cfg.TEST.EVALUATOR.MAX_DETS = 0
     # Add AP-<class> for every class.
     cfg.TEST.EVALUATOR.PER_CLASS = True
+
+
+def draw_seed(cfg: CfgNode, resume: bool) -> int:
+    """A seed that all ranks share: of the run that is resumed, else a random one.
+
+    It belongs into `cfg.SEED`, so that the run's config.yaml repeats the run.
+    """
+    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+    seed = int.from_bytes(os.urandom(4), "big") >> 1
+    if resume and saved.is_file():
+        before = CfgNode.load_cfg(saved.read_text(encoding="utf-8")).get("SEED", -1)
+        seed = before if before >= 0 else seed
+    return comm.all_gather(seed)[0]
+
+
+def changes_since_last_run(cfg: CfgNode) -> list[str]:
+    """How the config differs from the one that the run in OUTPUT_DIR was begun with."""
+    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+    if not (comm.is_main_process() and saved.is_file()):
+        return []
+    return config_changes(saved.read_text(encoding="utf-8"), cfg.dump())
 
 
 def config_changes(old: str, new: str) -> list[str]:

@@ -7,15 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-import mal.data
-import mal.mask_auto_labeler
-import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
-from mal.config import add_mal_config
-from pais.config import add_pais_config
-from pseudolabel.config import add_masksmith_config, config_changes
+from masksmith import new_config, register_methods
+from pais.daloss import DALoss, score_floors
+from pseudolabel.config import config_changes
 from pseudolabel.config_diff import differences
 from pseudolabel.pipeline import build_pipeline
 from pseudolabel.registration import REQUIRED_KEYS
@@ -40,10 +36,8 @@ every_run = pytest.mark.parametrize("path", RUNS, ids=name_of)
 @cache
 def load(path):
     """The merged config; all tests share it and clone it before they change it."""
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
-    add_pais_config(cfg)
+    register_methods()
+    cfg = new_config()
     cfg.merge_from_file(str(path), allow_unsafe=False)
     return cfg
 
@@ -216,12 +210,31 @@ NUCLEI = {
     **{f"threshold_{t}": {".TEST.THRESHOLDS"} for t in (0.1, 0.3, 0.7)},
     "ceiling": {".SUPERVISION", "TEST.EVAL_PERIOD"},  # which tells whether it has converged
 }
+# MODEL.PAIS is left out here.
+PAIS = {
+    "hard_threshold_0.5": {"DALOSS"},
+    "hard_threshold_0.7": {"DALOSS", "SCORE_FLOOR"},
+    "hard_threshold_0.9": {"DALOSS", "SCORE_FLOOR"},
+    "no_mask_weight": {"MASK_WEIGHT"},
+    "no_class_weight": {"NEGATIVE_WEIGHT"},
+    "negative_constant": {"NEGATIVE_WEIGHT"},
+    "class_weight": {"CLASS_WEIGHT"},
+    "power_2": {"MASK_POWER"},
+    "power_3": {"MASK_POWER"},
+    "power_3_coef_1": {"MASK_COEF"},  # its parent is power_3
+    "no_box_iou": {"BOX_IOU.ENABLED"},
+    "rank_by_quality": {"RANK_GAMMA"},
+}
 DEEPER = {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}
 CASCADE = {"MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}
 LONGER = {"SOLVER.STEPS", "SOLVER.MAX_ITER"}
 MAY_DIFFER = {
     **{f"mal/ablations/{name}.yaml": keys for name, keys in ABLATIONS.items()},
     **{f"mal/ablations_nuclei/{name}.yaml": keys for name, keys in NUCLEI.items()},
+    **{
+        f"pais/ablations/{name}.yaml": {f"MODEL.PAIS.{key}" for key in keys}
+        for name, keys in PAIS.items()
+    },
     "mask_rcnn/coco_R_50_FPN_1x.yaml": {"MODEL.WEIGHTS", "DATASETS.REGISTER"}
     | {"DATASETS.TRAIN", "DATASETS.TEST"},
     "mask_rcnn/coco_R_50_FPN_3x.yaml": LONGER,
@@ -240,6 +253,29 @@ def test_it_differs_from_its_parent_in_these_keys_alone(name):
     parent = path.parent / yaml.safe_load(path.read_text())["_BASE_"]
     expected = {f"MODEL.MAL{key}" if key[0] == "." else key for key in MAY_DIFFER[name]}
     assert differences(load(parent), load(path)).keys() == {*expected, "OUTPUT_DIR"}
+
+
+def test_rows_of_the_pais_table_hold_what_their_names_say():
+    """The weights that the rows stand for, by the function that the heads use."""
+    expected = {  # weights of a mask of quality .6, a positive of score .4, a negative of .3
+        "hard_threshold_0.9": (1.0, 1.0, 0.3, 0.9),
+        "no_mask_weight": (1.0, 1.0, 0.3, 0.5),
+        "no_class_weight": (0.324, 1.0, 1.0, 0.5),
+        "class_weight": (0.324, 0.4096, 0.3, 0.35),
+        "power_2": (0.9, 1.0, 0.3, 0.5),
+        "power_3": (0.54, 1.0, 0.3, 0.5),
+        "power_3_coef_1": (0.216, 1.0, 0.3, 0.5),
+    }
+    for name, row in expected.items():
+        pais = load(CONFIGS / f"pais/ablations/{name}.yaml").MODEL.PAIS
+        weights = DALoss.from_config(pais)
+        found = (
+            weights.masks(torch.tensor(0.6)),
+            weights.positives(torch.tensor(0.4)),
+            weights.negatives_of(torch.tensor(0.3)),
+            score_floors(pais).roi,
+        )
+        assert [float(value) for value in found] == pytest.approx(row, rel=1e-5), name
 
 
 def test_every_ablation_is_listed():

@@ -10,28 +10,20 @@ tools/train_net.py --config-file ... --eval-only MODEL.WEIGHTS output/model_fina
 """
 
 import logging
-import os
 import sys
 from argparse import Namespace
-from pathlib import Path
 
 import detectron2
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch.multiprocessing import ProcessRaisedException
 
-import mal.data
-import mal.mask_auto_labeler
-import mal.pretext  # noqa: F401  (these register meta-architectures and pipelines)
-import masksmith_projects.mask2former.meta_arch
-import masksmith_projects.mask2former.pipeline  # noqa: F401  (these too)
 from mal.categories import settle_categories
-from mal.config import add_mal_config
-from masksmith_projects.mask2former.config import add_mask2former_config
-from pseudolabel.config import add_masksmith_config, config_changes
+from masksmith import new_config, register_methods
+from pseudolabel.config import changes_since_last_run, draw_seed
 from pseudolabel.distributed import data_error_of, run_everywhere
 from pseudolabel.errors import DataError
 from pseudolabel.evaluation import load_complete
@@ -51,10 +43,8 @@ def setup(args: Namespace) -> CfgNode:
     Raises:
         DataError: as of `register_datasets` and `settle_categories`.
     """
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
-    add_mask2former_config(cfg)
+    register_methods()
+    cfg = new_config()
     cfg.merge_from_file(args.config_file, allow_unsafe=False)
     cfg.merge_from_list(args.opts)
     register_datasets(cfg)
@@ -66,7 +56,7 @@ def setup(args: Namespace) -> CfgNode:
     # `default_setup` overwrites the saved config, so it is compared before.
     changes = changes_since_last_run(cfg) if args.resume else []
     default_setup(cfg, args)
-    for name in ("masksmith", "mal", "pseudolabel"):
+    for name in ("masksmith", "mal", "pais", "masksmith_projects", "pseudolabel"):
         setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name=name)
     logger.info("detectron2 %s", detectron2.__version__)
     if drawn:
@@ -75,27 +65,6 @@ def setup(args: Namespace) -> CfgNode:
         logger.warning("this run resumes one of another config:\n  %s", "\n  ".join(changes))
     seed_everything(cfg.SEED)
     return cfg
-
-
-def draw_seed(cfg: CfgNode, resume: bool) -> int:
-    """A seed that all ranks share: of the run that is resumed, else a random one.
-
-    It belongs into `cfg.SEED`, so that the run's config.yaml repeats the run.
-    """
-    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
-    seed = int.from_bytes(os.urandom(4), "big") >> 1
-    if resume and saved.is_file():
-        before = CfgNode.load_cfg(saved.read_text(encoding="utf-8")).get("SEED", -1)
-        seed = before if before >= 0 else seed
-    return comm.all_gather(seed)[0]
-
-
-def changes_since_last_run(cfg: CfgNode) -> list[str]:
-    """How the config differs from the one that the run in OUTPUT_DIR was begun with."""
-    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
-    if not (comm.is_main_process() and saved.is_file()):
-        return []
-    return config_changes(saved.read_text(encoding="utf-8"), cfg.dump())
 
 
 def evaluate(cfg: CfgNode) -> dict:

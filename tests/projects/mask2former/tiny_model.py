@@ -4,15 +4,11 @@ import uuid
 from pathlib import Path
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 
-import masksmith_projects.mask2former.meta_arch
-import masksmith_projects.mask2former.pipeline  # noqa: F401  (these register model and pipeline)
-from mal.config import add_mal_config
-from masksmith_projects.mask2former.config import add_mask2former_config
-from pseudolabel.config import add_masksmith_config
+from masksmith import new_config, register_methods
 from pseudolabel.registration import register_datasets
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,10 +38,8 @@ BACKBONES = {
 
 
 def read_config(path: Path) -> CfgNode:
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
-    add_mal_config(cfg)
-    add_mask2former_config(cfg)
+    register_methods()
+    cfg = new_config()
     cfg.merge_from_file(str(path), allow_unsafe=False)
     return cfg
 
