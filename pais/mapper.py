@@ -4,6 +4,7 @@ A labelled image becomes one view with instances, an unlabelled one a weak and a
 map between them.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,23 @@ class LabelledMapper:
         return {**self._mapper(record), "labelled": True}
 
 
+@dataclass(frozen=True)
+class TwoViews:
+    """Two views of one image and how they were made of it.
+
+    Attributes:
+        weak, strong: uint8 (h, w, 3), each of its own size.
+        to_weak, to_strong: transforms of the whole image.
+        shown: (height, width) of the part of the image that both show.
+    """
+
+    weak: np.ndarray
+    strong: np.ndarray
+    to_weak: transforms.TransformList
+    to_strong: transforms.TransformList
+    shown: tuple[int, int]
+
+
 class UnlabelledMapper:
     """The weak and the strong view of an unlabelled record.
 
@@ -75,11 +93,43 @@ class UnlabelledMapper:
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {"views": build_views(cfg), "image_format": cfg.INPUT.FORMAT}
 
+    def look(self, record: dict[str, Any]) -> TwoViews:
+        """Reads the image and draws its views.
+
+        Args:
+            record: file_name, image_id, height and width; annotations are not looked at.
+
+        Raises:
+            DataError: the image is missing, unreadable, or not as large as stated.
+        """
+        pixels = read_image(record["file_name"])
+        where = f"image {record['image_id']}"
+        check_image_size(pixels, record["file_name"], record["height"], record["width"], where)
+        if self.image_format == "BGR":
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        pixels, crop = transforms.apply_augmentations(self.views.crop, pixels)
+        # Neither view may write into what the other one starts from.
+        weak, to_weak = transforms.apply_augmentations(self.views.weak, pixels.copy())
+        strong, to_strong = transforms.apply_augmentations(self.views.strong, pixels.copy())
+        return TwoViews(weak, strong, crop + to_weak, crop + to_strong, pixels.shape[:2])
+
+    def sample(self, record: dict[str, Any], views: TwoViews) -> dict[str, Any]:
+        """What `__call__` returns, from views that are drawn already."""
+        height, width = views.shown
+        weak_to_strong = between_views(views.to_weak, views.to_strong)
+        return {
+            **{key: record[key] for key in ("file_name", "image_id", "height", "width")},
+            "weak": {"image": _as_tensor(views.weak), "height": height, "width": width},
+            "strong": {"image": _as_tensor(views.strong)},
+            "weak_to_strong": torch.from_numpy(weak_to_strong),
+            "labelled": False,
+        }
+
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         """Both views of the image and the map between them.
 
         Args:
-            record: file_name, image_id, height and width; annotations are not looked at.
+            record: as of `look`.
 
         Returns:
             `weak`, a sample that a model of Detectron2 takes: `image` (uint8 tensor, 3 x h x w),
@@ -88,25 +138,9 @@ class UnlabelledMapper:
             keys; and `labelled`, which is False.
 
         Raises:
-            DataError: the image is missing, unreadable, or not as large as stated.
+            DataError: as of `look`.
         """
-        pixels = read_image(record["file_name"])
-        height, width = record["height"], record["width"]
-        check_image_size(pixels, record["file_name"], height, width, f"image {record['image_id']}")
-        if self.image_format == "BGR":
-            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
-        pixels, _ = transforms.apply_augmentations(self.views.crop, pixels)
-        shown = pixels.shape[:2]
-        # Neither view may write into what the other one starts from.
-        weak, to_weak = transforms.apply_augmentations(self.views.weak, pixels.copy())
-        strong, to_strong = transforms.apply_augmentations(self.views.strong, pixels.copy())
-        return {
-            **{key: record[key] for key in ("file_name", "image_id", "height", "width")},
-            "weak": {"image": _as_tensor(weak), "height": shown[0], "width": shown[1]},
-            "strong": {"image": _as_tensor(strong)},
-            "weak_to_strong": torch.from_numpy(between_views(to_weak, to_strong)),
-            "labelled": False,
-        }
+        return self.sample(record, self.look(record))
 
 
 def _as_tensor(image: np.ndarray) -> torch.Tensor:
