@@ -42,7 +42,7 @@ def add_pais_config(cfg: CfgNode) -> None:
     pais.TEST.NETWORK = "teacher"
 
     pais.LOG = CfgNode()
-    # Iterations without any pseudo-label after which a warning names the likely causes.
+    # Iterations without any pseudo-label after which a warning names the likely causes; 0: never.
     pais.LOG.WARN_AFTER = 500
 
 
