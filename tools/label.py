@@ -71,6 +71,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_labeler(args: argparse.Namespace) -> Labeler:
     """The labeler that the command line names; options that it does not have are refused."""
+    if args.labeler == "detector":
+        from masksmith import register_methods  # takes seconds
+
+        register_methods()
     options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
     return load_labeler(args.labeler, options, HOMES)
 
