@@ -21,7 +21,7 @@ from pseudolabel.loader import EpochOrder, isolated_rng, mix_seed
 
 LABELLED, UNLABELLED = 0, 1
 PROBABILITY, FIXED = "probability", "fixed"
-AHEAD = 64
+AHEAD = 256
 """Images of a stream among which those of one shape are looked for."""
 _DRAWN_AT_ONCE = 1024
 
