@@ -14,6 +14,7 @@ from pseudolabel.files import expand_path, read_json
 from pseudolabel.instances import class_image_counts, load_instances, states_counts
 from pseudolabel.pipeline import PIPELINES
 from pseudolabel.rejected import without_rejected
+from pseudolabel.splits import command_for
 from pseudolabel.validation import (
     LEFT_OUT_LATER,
     Defect,
@@ -39,7 +40,8 @@ def register_datasets(cfg: CfgNode) -> list[str]:
     An entry is a mapping with `name`, `json` (path), `image_root` (path) and optionally `format`
     ("coco" or "lvis", which also chooses the evaluation) and `allow_links` (True: links in
     `image_root` may lead out of it). Registering the same entry twice is harmless; the same name
-    for other files is an error. With a pipeline whose models have class
+    for other files is an error. A JSON of images alone, without categories and annotations, has no
+    class list; it is for training on unlabelled images. With a pipeline whose models have class
     heads, all data sets must have the same list of classes, and `MODEL.ROI_HEADS.NUM_CLASSES` 0
     becomes its length.
 
@@ -73,8 +75,12 @@ def _register(entry: Mapping) -> str:
         )
     if not Path(image_root).is_dir():
         raise DataError("DATASETS.REGISTER", f"no image folder {image_root}", "correct image_root")
+    if not Path(json_file).exists() and (command := command_for(json_file)):
+        raise DataError(json_file, "this split does not exist", f"make it: {command}")
     data = read_json(json_file)
-    categories = sorted_categories(data, json_file)
+    # Of unlabelled images, files and sizes may be all that there is.
+    is_image_list = "images" in data and not {"annotations", "categories"} & data.keys()
+    categories = [] if is_image_list else sorted_categories(data, json_file)
     counts = _image_counts(data, json_file, categories) if file_format == "lvis" else None
     # Nothing is registered before everything is known to be sound.
     DatasetCatalog.register(name, lambda: _load(json_file, image_root, name))

@@ -420,3 +420,29 @@ def test_rejected_images_are_left_out_and_counted(tmp_path, caplog):
     assert [record["image_id"] for record in DatasetCatalog.get(one["name"])] == [1, 3]
     (message,) = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
     assert "left out 2 of 4 images" in message
+
+
+def test_images_alone_are_registered_without_classes(tmp_path):
+    write_coco(tmp_path)
+    file = tmp_path / "boxes.json"
+    file.write_text(json.dumps({"images": json.loads(file.read_text())["images"]}))
+    one = entry(tmp_path)
+    register_datasets(config(one))
+    assert MetadataCatalog.get(one["name"]).thing_classes == []
+    # It is no training set of a detector.
+    with pytest.raises(DataError, match=r"boxes\.json.*has no list"):
+        DatasetCatalog.get(one["name"])
+
+
+def test_split_that_is_missing_comes_with_the_command_that_makes_it(tmp_path):
+    write_coco(tmp_path)
+    (tmp_path / "boxes.json").rename(tmp_path / "train.json")
+    splits = tmp_path / "semi_supervised"
+    one = entry(tmp_path, json=str(splits / "train.2@10-unlabeled.json"))
+    command = (
+        f"python datasets/prepare_splits.py {tmp_path / 'train.json'} --percent 10 --fold 2 "
+        f"--output {splits}"
+    )
+    message = rf"train\.2@10-unlabeled\.json: this split does not exist\. Remedy: .*{command}\."
+    with pytest.raises(DataError, match=message):
+        register_datasets(config(one))
