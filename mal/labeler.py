@@ -201,8 +201,12 @@ def _stated_categories(cfg: CfgNode, config_file: str) -> tuple[int, ...]:
 
 
 def _config_hash(cfg: CfgNode) -> str:
-    """Hash of all that MAL is and does; a calibration counts by its content, not by its path."""
+    """Hash of all that MAL is and does; a calibration counts by its content, not by its path.
+
+    The scale of its pixels stands outside of MAL's own section, and in no checkpoint.
+    """
     own = cfg.MODEL.MAL.clone()
     own.defrost()
     own.TEST.CALIBRATION = ""
-    return hashlib.sha256(own.dump().encode()).hexdigest()
+    scale = [[float(value) for value in key] for key in (cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD)]
+    return hashlib.sha256(f"{own.dump()}{scale}".encode()).hexdigest()

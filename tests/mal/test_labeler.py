@@ -2,7 +2,7 @@
 
 import pytest
 
-from mal.labeler import load_config
+from mal.labeler import _config_hash, load_config
 from pseudolabel.errors import DataError
 
 
@@ -35,3 +35,20 @@ def test_mistaken_keys_and_values_are_refused(tmp_path, text, opts, message):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(DataError, match=message):
         load_config(str(tmp_path / "config.yaml"), opts)
+
+
+@pytest.mark.parametrize(
+    ("opts", "same"),
+    [
+        (["MODEL.PIXEL_MEAN", "[1.0, 2.0, 3.0]"], False),  # decides masks, is in no checkpoint
+        (["MODEL.PIXEL_STD", "[1.0, 2.0, 3.0]"], False),
+        (["MODEL.MAL.TEST_MARGIN", "3.0"], False),
+        (["MODEL.MAL.TEST.CALIBRATION", "'x.json'"], True),  # counts by its content
+        (["SEED", "5"], True),
+    ],
+)
+def test_hash_of_a_config_is_of_all_that_decides_masks(opts, same, tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("VERSION: 2")
+    hashes = [_config_hash(load_config(str(path), given)) for given in ([], opts)]
+    assert (hashes[0] == hashes[1]) == same
