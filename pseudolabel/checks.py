@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -12,6 +13,7 @@ _STRICT = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 QUOTED = 80
 # A box may stick out by rounding.
 BORDER = 1.0
+DRIVE = re.compile("[A-Za-z]:")
 # What `box_fault` finds, as the label job counts it; it labels the part of a box in the image.
 _REJECTS = {
     "box_malformed": "box_malformed",
@@ -145,8 +147,9 @@ def image_name(image: Mapping[str, Any]) -> str | None:
 def is_safe_name(file_name: str) -> bool:
     """Whether a `file_name` stays below its image folder: relative, without `..` or a drive."""
     path = PurePosixPath(file_name.replace("\\", "/"))
-    unsafe = not path.parts or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]
-    return not unsafe and "\0" not in file_name
+    unsafe = not path.parts or path.is_absolute() or ".." in path.parts
+    # A drive is one letter; "12:30:00.png" is a name like any other.
+    return not unsafe and "\0" not in file_name and not DRIVE.match(path.parts[0])
 
 
 def quote(value: object) -> str:

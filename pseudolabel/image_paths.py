@@ -17,8 +17,10 @@ NAME_OF_2014 = re.compile(r"COCO_[A-Za-z]+\d{4}_(\d{12}\.\w+)")
 def image_candidates(image: dict[str, Any], root: str | os.PathLike, source: object) -> list[Path]:
     """The paths at which the image of a record may lie, in the order in which they are tried.
 
-    1. `file_name` as it is; 2. without its 2014 prefix (LVIS v0.5); 3. the last two parts of
-    `coco_url`, "train2017/000000000009.jpg" (LVIS v1 has no `file_name`); 4. the last part of it.
+    1. `file_name` as it is: first letter by letter, then with a backslash, which a name may hold on
+    Linux, as the mark between folders; 2. without its 2014 prefix (LVIS v0.5); 3. the last two
+    parts of `coco_url`, "train2017/000000000009.jpg" (LVIS v1 has no `file_name`); 4. the last part
+    of it.
 
     Args:
         image: an entry of `images`.
@@ -28,10 +30,10 @@ def image_candidates(image: dict[str, Any], root: str | os.PathLike, source: obj
     Raises:
         DataError: a path leaves the folder, or the record names none.
     """
-    names = []
-    if image.get("file_name"):
-        name = PurePosixPath(str(image["file_name"]).replace("\\", "/"))
-        names.append(image["file_name"])
+    names: list[str] = []
+    if stated := str(image.get("file_name") or ""):
+        name = PurePosixPath(stated.replace("\\", "/"))
+        names.append(stated)
         if renamed := NAME_OF_2014.fullmatch(name.name):
             names.append(str(name.with_name(renamed[1])))
     parts = _url_parts(image.get("coco_url"))
@@ -45,7 +47,10 @@ def image_candidates(image: dict[str, Any], root: str | os.PathLike, source: obj
             "add it, or drop the record",
             f"image {image.get('id')}",
         )
-    return [guarded_join(root, name, source) for name in dict.fromkeys(names)]
+    paths = [guarded_join(root, name, source) for name in dict.fromkeys(names)]
+    # Its guarded twin above has been found to stay below the folder.
+    literal = [Path(root, stated)] if "\\" in stated else []
+    return list(dict.fromkeys([*literal, *paths]))
 
 
 def _url_parts(url: object) -> list[str]:

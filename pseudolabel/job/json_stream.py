@@ -9,6 +9,7 @@ from json.decoder import WHITESPACE
 from pathlib import Path
 from typing import IO, Any
 
+from pseudolabel.checks import quote
 from pseudolabel.errors import DataError
 
 CHUNK = 1 << 20
@@ -77,6 +78,9 @@ class JsonFile:
             if cursor.peek() != '"':
                 raise cursor.error("expecting a key in double quotes")
             key = cursor.value()
+            if key in self.head:
+                # `json.loads` would keep the last list alone.
+                raise cursor.error(f"the key {quote(key)} occurs twice")
             cursor.take(":")
             if key in streamed and cursor.peek() == "[":
                 self.head[key] = _skip_list(cursor)

@@ -76,6 +76,7 @@ def test_not_a_number_is_read_so_that_its_place_can_be_named(tmp_path):
         ('{"images": [1', "expecting ','"),  # cut off
         ('{"images": [{"id": 1}, {"id', "byte 23"),  # cut off in an element
         ('{"a": 1} x', "extra data at byte 9"),
+        ('{"images": [1], "a": 1, "images": []}', "'images' occurs twice"),  # json.loads: no images
         ("7", "holds no JSON object"),
         ("nul", "expecting value"),
         ('{"images": [' + "[" * 100_000, "recursion"),
