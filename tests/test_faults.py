@@ -16,6 +16,7 @@ from PIL import Image
 
 from pseudolabel.errors import DataError
 from pseudolabel.job.lease import acquire
+from pseudolabel.job.plan import json_hash
 from tests.pseudolabel.job.made import (
     Counting,
     Slow,
@@ -175,8 +176,16 @@ def cut_in_half(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def change_receipt(path, **values):
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+def change_receipt(path, sound=True, **values):
+    """`sound`: with the hash of the changed receipt."""
+    facts = {**json.loads(path.read_text()), **values}
+    own = facts.pop("sha256")
+    path.write_text(json.dumps({**facts, "sha256": json_hash(facts) if sound else own}))
+
+
+def count_no_rejects(path):
+    counts = {**json.loads(path.read_text())["counts"], "annotations_rejected": 0, "rejects": {}}
+    change_receipt(path, sound=False, counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +200,8 @@ def change_receipt(path, **values):
         lambda part, receipt: receipt.write_bytes(b""),
         lambda part, receipt: receipt.write_text("[]"),
         lambda part, receipt: receipt.write_text('{"shard": 1}'),
+        lambda part, receipt: receipt.write_text('{"shard":' + "[" * 100_000),  # nested too deep
+        lambda part, receipt: count_no_rejects(receipt),  # the part cannot tell
         lambda part, receipt: change_receipt(receipt, input_sha256="0" * 64),  # of another plan
         lambda part, receipt: change_receipt(receipt, annotations_in=1000),
         lambda part, receipt: change_receipt(receipt, ids_sha256="0" * 64),
@@ -286,6 +297,7 @@ def test_substituted_and_escaping_images_are_rejects(folder):
     assert by_image[keys[5]]
     assert all("not the file of the JSON's sha256" in details[key] for key in by_image[keys[4]])
     assert all("not a path below the image" in details[key] for key in by_image[keys[5]])
+    assert all(details[key].startswith("boxes.json: ") for key in by_image[keys[5]])
 
 
 def test_an_image_that_is_replaced_between_two_runs(folder):

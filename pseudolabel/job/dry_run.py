@@ -12,6 +12,7 @@ import numpy as np
 
 from pseudolabel.checks import strict_json
 from pseudolabel.errors import DataError
+from pseudolabel.job.found import ImageSource, category_ids
 from pseudolabel.job.plan import Source, default_shard_boxes
 from pseudolabel.job.shard import annotator, seed_process, write_part
 from pseudolabel.job.worker import limit_threads
@@ -92,8 +93,10 @@ def calibrate(
     wanted = set(ids[picks.astype(np.int64)].tolist())
     images = [image for image in source.images() if image["id"] in wanted]
     jobs = group_by_image(images, (a for a in source.annotations() if a["image_id"] in wanted))
+    # A JSON of boxes may have none.
+    finds = isinstance(source, ImageSource)
     annotate = functools.partial(
-        annotator(labeler, source.annotations_in == 0), allow_links=allow_links
+        annotator(labeler, category_ids(source.head) if finds else None), allow_links=allow_links
     )
     timed, result = _Timed(labeler), LabelResult()
     if jobs:
@@ -113,7 +116,7 @@ def calibrate(
     cost.label_bytes += sum(len(strict_json(row)) + 1 for row in result.images)
     with tempfile.TemporaryDirectory() as folder:
         part = Path(folder, "part")
-        write_part(part, result, source.annotations_in == 0)
+        write_part(part, result, finds)
         cost.part_bytes = part.stat().st_size
     written = time.perf_counter() - begin
     cost.seconds = {"decode": labelled - timed.seconds, "network": timed.seconds, "write": written}
@@ -154,7 +157,7 @@ def describe_cost(
     first = "plan" if scale_to is None else f"EXTRAPOLATED to {scale_to:,} from {size:,}"
     return "\n".join(
         [
-            f"{first}: {images:,} images, {boxes:,} boxes, {shards:,} shards",
+            f"{first}: {images:,} images, {boxes:,} boxes, about {shards:,} shards",
             f"measured on {cost.sample_images} images with {cost.sample_boxes} boxes "
             f"({cost.rejected} unreadable), one process with one thread, device {cost.device}",
             f"labelling: {total:,.2f} {kind}-hours ({shares}); bottleneck: {slowest}",

@@ -86,6 +86,6 @@ def read_record(path: Path) -> dict[str, Any] | None:
     """What `write_record` wrote; None where it is absent or is no JSON object."""
     try:
         value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return None
     return value if isinstance(value, dict) else None

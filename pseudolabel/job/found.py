@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pseudolabel.checks import box_fault, is_integer, is_number, quote
 from pseudolabel.errors import DataError
 from pseudolabel.job.json_stream import JsonFile, Section
 from pseudolabel.label_job import read_job_image
@@ -68,12 +69,19 @@ def require_finder(labeler: Any) -> None:
     """Stops a labeler that cannot do without boxes.
 
     Raises:
-        DataError: it has no `categories`.
+        DataError: it has no `categories`, or they are none.
     """
-    if not isinstance(getattr(labeler, "categories", None), list):
-        raise DataError(
-            f"--labeler {labeler.name}", "needs boxes and finds none itself", "give --boxes"
-        )
+    where, categories = f"--labeler {labeler.name}", getattr(labeler, "categories", None)
+    if not isinstance(categories, list):
+        raise DataError(where, "needs boxes and finds none itself", "give --boxes")
+    if not all(isinstance(entry, dict) and is_integer(entry.get("id")) for entry in categories):
+        problem = f"its categories are none of COCO's ({quote(categories)})"
+        raise DataError(where, problem, "give each of them an id and a name")
+
+
+def category_ids(head: dict[str, Any]) -> frozenset[int]:
+    """The ids of the categories in the top level of a label file."""
+    return frozenset(category["id"] for category in head["categories"])
 
 
 class ImageSource:
@@ -178,12 +186,17 @@ def find_in_image(
     labeler: Finder,
     result: LabelResult,
     *,
+    categories: frozenset[int],
     allow_links: bool = False,
 ) -> None:
     """Labels one image by a labeler that finds its own boxes, and appends to `result`.
 
     The image is "labelled", "empty" (nothing found) or "rejected" (not readable; then it is one
     line of the rejects, with a null annotation id). The annotations get their ids at the merge.
+
+    Raises:
+        DataError: the labeler gives an instance that no label file may hold, or one of a category
+            that is not in `categories`.
     """
     try:
         image = read_job_image(job, source, image_root, allow_links)
@@ -208,7 +221,21 @@ def find_in_image(
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "score": instance.score,
         }
+        problem = _problem(row, categories)
+        if problem is not None:
+            where, record = f"labeler {labeler.name}", f"image {job.image['id']}"
+            raise DataError(where, f"finds an instance {problem}", "correct the labeler", record)
         result.annotations.append(labelled_annotation(row, instance.record))
     size = {"height": image.shape[0], "width": image.shape[1]}
     status = "labelled" if found else "empty"
     result.images.append({**job.image, **size, "status": status})
+
+
+def _problem(row: dict[str, Any], categories: frozenset[int]) -> str | None:
+    """What is wrong with an instance; numbers are Python's, since others are no JSON."""
+    key, score, box = row["category_id"], row["score"], row["bbox"]
+    if not is_integer(key) or key not in categories:
+        return f"of category_id {quote(key)}, which is none of the categories"
+    if not is_number(score) or not 0 <= score <= 1:
+        return f"of score {quote(score)}, which is no number in [0, 1]"
+    return None if box_fault(box) is None else f"with the box {quote(box)} (x, y, width, height)"

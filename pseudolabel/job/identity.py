@@ -5,7 +5,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from pseudolabel.job.plan import FORMAT, RESTART, Source, default_shard_boxes
 from pseudolabel.labeler import Labeler
 from pseudolabel.store import installed_versions, version_of
 
-# Packages whose code decides about masks; the second is there only for its own labeler.
-PACKAGES = ("pseudolabel", "mal")
+# Packages whose code decides about masks; all but the first are there only for labelers that are
+# networks. Either build of Detectron2 goes by its one name.
+PACKAGES = ("pseudolabel", "mal", "pais", "masksmith_projects", "detectron2")
 # One library under several names.
 OPENCV = [f"opencv{more}-python{end}" for more in ("", "-contrib") for end in ("", "-headless")]
 # So many image files stand for all of them.
@@ -129,14 +130,13 @@ def _plain(labeler: Labeler) -> dict[str, Any]:
 
 def differences(planned: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What differs between two identities, in words; empty where their labels are the same."""
+    both = planned, now
     sample = planned.get("image_files"), now.get("image_files")
-    libraries = planned.get("versions") or {}, now.get("versions") or {}
-    code = planned.get("code") or {}, now.get("code") or {}
-    named = ("image_files", "versions", "code")
-    was, given = (
-        dict(_flat({k: v for k, v in identity.items() if k not in named}))
-        for identity in (planned, now)
+    libraries, code = (
+        tuple(_table(identity, key) for identity in both) for key in ("versions", "code")
     )
+    named = ("image_files", "versions", "code")
+    was, given = (_flat({k: v for k, v in identity.items() if k not in named}) for identity in both)
     found = [
         f"{key} was {_short(was.get(key))}, is {_short(given.get(key))}"
         for key in _changed(was, given)
@@ -150,12 +150,18 @@ def differences(planned: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return found
 
 
+def _table(identity: dict[str, Any], key: str) -> dict:
+    """A part of an identity that a file may hold in any form."""
+    value = identity.get(key)
+    return value if isinstance(value, dict) else {}
+
+
 def _changed(was: dict, now: dict) -> list[str]:
     return [key for key in sorted(was.keys() | now.keys()) if was.get(key) != now.get(key)]
 
 
 def _describe_images(was: object, now: Iterable[dict]) -> str:
-    if not isinstance(was, list):
+    if not isinstance(was, list) or not all(isinstance(image, dict) for image in was):
         return "the image files that it began with are not known"
     pairs = [(old, new) for old, new in zip(was, now) if old != new]
     if not pairs:
@@ -184,14 +190,21 @@ def refuse_other(job: Path, planned: dict[str, Any], now: dict[str, Any]) -> Non
         raise DataError(job, problem, RESTART)
 
 
-def _flat(value: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, entry in value.items():
+def _flat(value: dict) -> dict[str, Any]:
+    """By dotted keys; without recursion, as a damaged file may be of any depth."""
+    found, left = {}, list(value.items())
+    while left:
+        key, entry = left.pop()
         if isinstance(entry, dict):
-            yield from _flat(entry, f"{prefix}{key}.")
+            left += [(f"{key}.{name}", inner) for name, inner in entry.items()]
         else:
-            yield prefix + key, entry
+            found[key] = entry
+    return found
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
+    try:
+        text = json.dumps(value)
+    except RecursionError:
+        return "a value too deep to print"
     return text if len(text) <= 40 else f"{text[:13]}..."

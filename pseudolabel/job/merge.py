@@ -49,14 +49,16 @@ def merge(plan: Plan, job: Path, output: str | Path, extra: dict | None = None) 
     paths = output_paths(output)
     receipts = checked_receipts(plan, job)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    drafts = tuple(job / f"merged.{kind}" for kind in ("labels", "rejects", "manifest"))
     rejected = sum(receipt.counts["annotations_rejected"] for receipt in receipts)
-    labels = _write(drafts[0], _label_text(plan, job, rejected))
-    rejects = _write(drafts[1], (f"{line}\n" for line in _in_order(plan.rows, job, "rejects")))
-    manifest = _manifest(plan, receipts, labels, rejects, paths[0].name, extra or {})
-    _write(drafts[2], [json.dumps(manifest, indent=1, allow_nan=False) + "\n"])
-    for draft, path in zip((drafts[1], drafts[0], drafts[2]), (paths[1], paths[0], paths[2])):
-        os.replace(draft, path)
+    # A merge that was taken for dead may be alive: the drafts of two never share a name.
+    with tempfile.TemporaryDirectory(dir=job, prefix=".merged.") as folder:
+        drafts = tuple(Path(folder, kind) for kind in ("labels", "rejects", "manifest"))
+        labels = _write(drafts[0], _label_text(plan, job, rejected))
+        rejects = _write(drafts[1], (f"{line}\n" for line in _in_order(plan.rows, job, "rejects")))
+        manifest = _manifest(plan, receipts, labels, rejects, paths[0].name, extra or {})
+        _write(drafts[2], [json.dumps(manifest, indent=1, allow_nan=False) + "\n"])
+        for draft, path in zip((drafts[1], drafts[0], drafts[2]), (paths[1], paths[0], paths[2])):
+            os.replace(draft, path)
     sync_folder(paths[0].parent)
     return manifest
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pseudolabel.errors import DataError
+from pseudolabel.store import output_paths
 
 # (number of the task, number of tasks, number of the first); SLURM arrays may start anywhere.
 ENVIRONMENTS = (
@@ -45,16 +46,23 @@ class JobOptions:
     start_method: str = "spawn"
 
     def check(self) -> None:
-        """Refuses numbers that make no sense.
+        """Refuses numbers that make no sense, and outputs that cannot be replaced by a file.
 
         Raises:
-            DataError: naming the option.
+            DataError: naming the option or the output.
         """
         for name, value in (("workers", self.workers), ("shard-boxes", self.shard_boxes)):
             if value is not None and value < 1:
                 raise DataError(f"--{name}", f"{value} is none", "give 1 or more")
         if self.restart and self.shard is not None:
             raise DataError("--restart", "each task would undo the others", "remove the job first")
+        for path in output_paths(self.output):
+            if path.is_dir():
+                raise DataError(path, "the output is a folder", "name a file in it")
+        for path in (*output_paths(self.output), self.job):
+            if path.is_symlink():
+                problem = "is a link; the job would replace it, not what it leads to"
+                raise DataError(path, problem, "remove it, or name the place that it leads to")
 
     @property
     def job(self) -> Path:

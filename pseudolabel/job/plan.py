@@ -24,7 +24,7 @@ from pseudolabel.job.buckets import bucket_jobs
 from pseudolabel.job.durable import read_record, write_lines, write_record
 from pseudolabel.store import ImageJob
 
-FORMAT = 2
+FORMAT = 3
 SHARD_BOXES = 15_000
 # A small input is cut finer, so that it has shards for several workers.
 FEWEST_BOXES, FEWEST_SHARDS = 250, 32
@@ -57,6 +57,7 @@ class PlanRow:
         finds_boxes: whether the labeler finds the boxes too.
         seed, labeler_sha256: what the labeler must be.
         allow_links: whether links below the image folder may lead out of it.
+        source: name of the file, or folder, that lists the images; for messages.
     """
 
     shard: int
@@ -69,6 +70,7 @@ class PlanRow:
     seed: int
     labeler_sha256: str
     allow_links: bool
+    source: str
 
     @property
     def name(self) -> str:
@@ -157,6 +159,7 @@ def make_plan(source: Source, job: Path, identity: dict[str, Any]) -> Plan:
             seed=identity["seed"],
             labeler_sha256=labeler_sha256,
             allow_links=identity["allow_links"],
+            source=identity.get("images_json") or identity["input"] or "images",
         )
         write_input(row.input_path(job), jobs)
         digest = file_hash(row.input_path(job))
@@ -206,7 +209,7 @@ def load_plan(job: Path) -> Plan | None:
         rows = [PlanRow(**row) for row in data["rows"]]
         plan = Plan(data["identity"], rows, data["head_sha256"])
         sound = data["sha256"] == plan.sha256()
-    except (KeyError, TypeError):
+    except (KeyError, RecursionError, TypeError):
         sound = False
     if not sound:
         raise DataError(path, "is damaged", "start anew with --restart")

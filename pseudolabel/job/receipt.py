@@ -8,7 +8,7 @@ from typing import Any
 
 from pseudolabel.files import file_hash
 from pseudolabel.job.durable import read_record, write_record
-from pseudolabel.job.plan import PlanRow
+from pseudolabel.job.plan import PlanRow, json_hash
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,20 @@ class Receipt:
 
 
 def write_receipt(row: PlanRow, job: Path, receipt: Receipt) -> None:
-    write_record(row.receipt_path(job), asdict(receipt))
+    """Writes the receipt of a row with a hash of itself: no part file proves its counts."""
+    facts = asdict(receipt)
+    write_record(row.receipt_path(job), {**facts, "sha256": json_hash(facts)})
 
 
 def read_receipt(row: PlanRow, job: Path) -> Receipt | None:
     """The receipt of a row; None where there is none, or none that can be used."""
     try:
-        receipt = Receipt(**(read_record(row.receipt_path(job)) or {}))
+        facts = read_record(row.receipt_path(job)) or {}
+        if facts.pop("sha256", None) != json_hash(facts):
+            return None
+        receipt = Receipt(**facts)
         return receipt if receipt.fits(row) else None
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, RecursionError, TypeError):
         return None
 
 

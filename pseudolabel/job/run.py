@@ -44,8 +44,10 @@ def run_job(
     Raises:
         DataError: bad input, an unfinished job of another command, or a job that does not add up.
     """
-    job, command = options.job, Command(given, labeler, options)
+    job = options.job
     refuse_foreign(job)
+    command = Command(given, labeler, options)
+    refuse_shared(options.output)
     if not options.restart and load_plan(job) is None:
         manifest = complete_output(command, options.output)
         if manifest is not None:
@@ -80,6 +82,7 @@ def prepare(given: JobInput, labeler: Labeler, options: JobOptions) -> Plan:
     Raises:
         DataError: it is for other labels, naming what differs.
     """
+    refuse_foreign(options.job)
     return _plan(given, Command(given, labeler, options), options)
 
 
@@ -113,7 +116,8 @@ def merge_once(plan: Plan, options: JobOptions) -> dict[str, Any]:
     """Merges, unless another process does it: then waits for that.
 
     Raises:
-        DataError: see `merge`, or the job has vanished without a label file.
+        DataError: see `merge`; or the job has vanished without a label file; or the labels there
+            are this job's and have been changed since.
     """
     job, waited = options.job, False
     while (job / "plan.json").exists():
@@ -130,13 +134,18 @@ def merge_once(plan: Plan, options: JobOptions) -> dict[str, Any]:
         with lease:
             if not (job / "plan.json").exists():
                 break
+            refuse_shared(options.output)
+            manifest = _manifest_beside(options.output)
+            # The folder of a job that is done may have been kept, or a kill have left it.
+            if not options.restart and _job_of(manifest).get("plan_sha256") == plan.sha256():
+                refuse_edited(manifest, options.output)
             extra = {"command": options.command} if options.command else {}
             manifest = merge(plan, job, options.output, extra)
             # Where nothing was labelled, the job shows what went wrong.
             if not (options.keep_job or nothing_labelled(manifest)):
                 remove_job(job)
             return manifest
-    manifest = read_record(output_paths(options.output)[2]) or {}
+    manifest = _manifest_beside(options.output)
     if _job_of(manifest).get("plan_sha256") != plan.sha256() or changed(manifest, options.output):
         raise DataError(job, "has been removed by another process", "repeat the command")
     return manifest
@@ -148,10 +157,22 @@ def complete_output(command: Command, output: Path) -> dict[str, Any] | None:
     Raises:
         DataError: it has, and the files have been changed since, by hand perhaps.
     """
-    manifest = read_record(output_paths(output)[2]) or {}
+    manifest = _manifest_beside(output)
     identity = _job_of(manifest).get("identity")
     if not isinstance(identity, dict) or differences(identity, command.repeat(identity)):
         return None
+    return None if refuse_edited(manifest, output) else manifest
+
+
+def refuse_edited(manifest: dict[str, Any], output: Path) -> list[Path]:
+    """Stops where labels or rejects are there, but are not the files of their manifest.
+
+    Returns:
+        Those of the two that are missing.
+
+    Raises:
+        DataError: naming the file.
+    """
     different = changed(manifest, output)
     there = [path for path in different if path.exists()]
     if there:
@@ -160,7 +181,24 @@ def complete_output(command: Command, output: Path) -> dict[str, Any] | None:
             "has been changed since this command finished it",
             "move the file away to keep it, or make it anew with --restart",
         )
-    return None if different else manifest
+    return different
+
+
+def refuse_shared(output: Path) -> None:
+    """Stops where rejects and manifest, which have no suffix of the output, are another file's.
+
+    Raises:
+        DataError: the manifest there is of labels that lie beside it under another name.
+    """
+    path = output_paths(output)[2]
+    other = _manifest_beside(output).get("output")
+    if isinstance(other, str) and other != output.name and (output.parent / other).is_file():
+        remedy = "choose a name for --output that differs before its suffix"
+        raise DataError(path, f"belongs to {other}", remedy)
+
+
+def _manifest_beside(output: Path) -> dict[str, Any]:
+    return read_record(output_paths(output)[2]) or {}
 
 
 def changed(manifest: dict[str, Any], output: Path) -> list[Path]:
@@ -178,12 +216,16 @@ def refuse_foreign(job: Path) -> None:
     """Stops where the folder of the job, which is removed at the end, holds something else.
 
     Raises:
-        DataError: it is not a folder, or has entries that no job writes and no plan.
+        DataError: it is not a folder, or has entries that no job writes.
     """
-    if not job.exists() or (job / "plan.json").exists():
+    try:
+        names = [path.name for path in job.iterdir()]
+    except FileNotFoundError:
         return
-    known = (*FOLDERS, "head.json")
-    names = [path.name for path in job.iterdir()] if job.is_dir() else ["itself"]
+    except NotADirectoryError:
+        names = ["itself"]
+    # A plan without the folders that were made before it is somebody else's.
+    known = (*FOLDERS, "head.json", *(["plan.json"] if {*FOLDERS} <= {*names} else []))
     strange = [name for name in names if name not in known and not name.startswith(".")]
     if strange:
         problem = f"is no folder of a labelling job ({', '.join(sorted(strange)[:3])})"

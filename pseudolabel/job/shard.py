@@ -1,10 +1,12 @@
 """One shard of a job: images in, a part file and its receipt out; doing it twice is harmless."""
 
+import functools
 import json
 import platform
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ from pseudolabel.checks import strict_json
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
 from pseudolabel.job.categories import label_with_categories
-from pseudolabel.job.durable import read_lines, write_lines
-from pseudolabel.job.found import find_in_image
+from pseudolabel.job.durable import read_lines, read_record, write_lines
+from pseudolabel.job.found import category_ids, find_in_image
 from pseudolabel.job.plan import PlanRow, ids_hash, json_hash
 from pseudolabel.job.receipt import Receipt, proven_receipt, write_receipt
 from pseudolabel.label_job import label_image
@@ -63,11 +65,11 @@ def label_shard(
         raise DataError(job, "this labeler is not the one of the plan", "give the same options")
     started = time.perf_counter()
     result, given = LabelResult(), []
-    annotate = annotator(labeler, row.finds_boxes)
+    annotate = annotator(labeler, read_category_ids(job) if row.finds_boxes else None)
     seed_process(row.seed)
     for image in read_input(row, job):
         given.extend(a["id"] for a in (*image.boxes, *image.crowds))
-        annotate(image, job, image_root, labeler, result, allow_links=row.allow_links)
+        annotate(image, row.source, image_root, labeler, result, allow_links=row.allow_links)
         on_image(image, result.images[-1]["status"])
     out = [] if row.finds_boxes else [a["id"] for a in (*result.annotations, *result.rejects)]
     if sorted(out) != sorted(given) or len(result.images) != row.images:
@@ -91,12 +93,48 @@ def label_shard(
     return receipt
 
 
-def annotator(labeler: Labeler, finds_boxes: bool) -> Callable[..., None]:
-    """What labels an image: `label_image`, or the one of its two variants that a labeler needs."""
-    if finds_boxes:
-        return find_in_image
-    aware = getattr(labeler, "needs_categories", False)
-    return label_with_categories if aware else label_image
+def annotator(labeler: Labeler, found: frozenset[int] | None) -> Callable[..., None]:
+    """What labels an image: `label_image`, or the one of its two variants that a labeler needs.
+
+    Args:
+        labeler: may be of someone else; any error of it names it and the image.
+        found: the categories that it may find; None where the boxes are given.
+    """
+    if found is not None:
+        annotate: Callable[..., None] = functools.partial(find_in_image, categories=found)
+    else:
+        aware = getattr(labeler, "needs_categories", False)
+        annotate = label_with_categories if aware else label_image
+
+    def annotate_or_name(image: ImageJob, *arguments: Any, **options: Any) -> None:
+        try:
+            annotate(image, *arguments, **options)
+        except (DataError, OSError):
+            raise
+        except Exception as error:  # a labeler of someone else may raise anything
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(place.filename).name}:{place.lineno}"
+            raise DataError(
+                f"labeler {labeler.name}",
+                f"failed: {type(error).__name__} at {where}: {error}",
+                "correct it; it gives one record for each box, in their order",
+                f"image {image.image['id']}",
+            ) from error
+
+    return annotate_or_name
+
+
+def read_category_ids(job: Path) -> frozenset[int]:
+    """The categories of a job's output.
+
+    Raises:
+        DataError: head.json is damaged.
+    """
+    path = job / "head.json"
+    try:
+        return category_ids(read_record(path) or {})
+    except (KeyError, TypeError) as error:
+        raise DataError(path, "is damaged", "start anew with --restart") from error
 
 
 def seed_process(seed: int) -> None:

@@ -13,7 +13,7 @@ from pseudolabel.job import buckets, merge
 from pseudolabel.job.dry_run import calibrate, describe_cost
 from pseudolabel.job.inputs import JobInput
 from pseudolabel.job.merge import add_counts
-from pseudolabel.job.options import JobOptions, parse_share
+from pseudolabel.job.options import JobOptions
 from pseudolabel.job.plan import Plan, default_shard_boxes, load_plan
 from pseudolabel.job.ray_adapter import label_with_ray
 from pseudolabel.job.receipt import read_receipt
@@ -162,6 +162,23 @@ def test_merge_refuses_an_id_that_comes_twice(kept, folder, monkeypatch):
         merge.merge(twice, job, folder / "out/labels.json")
 
 
+def test_two_merges_at_once_do_not_meet(kept, folder, monkeypatch):
+    """The lease of one that was suspended for minutes is void; then it wakes up."""
+    job, plan = kept
+    before, real, other = outputs(folder), merge._manifest, folder / "other/labels.json"
+
+    def manifest(*arguments):
+        monkeypatch.setattr(merge, "_manifest", real)
+        merge.merge(plan, job, other)
+        return real(*arguments)
+
+    monkeypatch.setattr(merge, "_manifest", manifest)
+    merge.merge(plan, job, folder / "out/labels.json")
+    assert outputs(folder) == before
+    assert other.read_bytes() == before["labels.json"]
+    assert not list(job.glob(".merge*"))
+
+
 def test_counts_of_shards_add_up():
     parts = [{"n": 1, "by": {"b": 1}}, {"n": 2, "by": {"a": 5, "b": 1}}, {"n": 0, "by": {}}]
     assert add_counts(parts) == {"n": 3, "by": {"a": 5, "b": 2}}
@@ -287,40 +304,6 @@ def test_a_folder_without_images(tmp_path):
         JobInput(tmp_path / "x").open()
 
 
-@pytest.mark.parametrize(
-    ("text", "environment", "share"),
-    [
-        ("", {"RANK": "1", "WORLD_SIZE": "2"}, None),  # only on request
-        ("0/1", {}, (0, 1)),
-        ("7/8", {}, (7, 8)),
-        ("env", {"RANK": "1", "WORLD_SIZE": "2"}, (1, 2)),
-        ("env", {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "4"}, (3, 4)),
-        (
-            "env",
-            {
-                **{"SLURM_ARRAY_TASK_ID": "4", "SLURM_ARRAY_TASK_COUNT": "4"},
-                "SLURM_ARRAY_TASK_MIN": "1",
-            },
-            (3, 4),
-        ),
-        ("8/8", {}, "no share"),
-        ("-1/8", {}, "no share"),
-        ("1", {}, "no share"),
-        ("1/2/3", {}, "no share"),
-        ("a/b", {}, "no share"),
-        ("env", {"RANK": "x"}, "no share"),
-        ("env", {"RANK": "1"}, "no share"),
-        ("env", {}, "neither SLURM_ARRAY_TASK_ID nor RANK"),
-    ],
-)
-def test_share_of_a_task(text, environment, share):
-    if isinstance(share, str):
-        with pytest.raises(DataError, match=share):
-            parse_share(text, environment)
-    else:
-        assert parse_share(text, environment) == share
-
-
 def test_dry_run_scales_what_it_measures(folder):
     source = BoxFile(folder / "boxes.json")
     cost = calibrate(source, Counting(), folder, 0, boxes=30)
@@ -334,6 +317,17 @@ def test_dry_run_scales_what_it_measures(folder):
     text = describe_cost(cost, source, None, 1, scale_to=5000)
     assert "EXTRAPOLATED to 5,000 from 500: 1,000 images, 5,000 boxes" in text
     assert "3.25 core-hours" in text
+
+
+def test_dry_run_of_boxes_that_are_none(folder):
+    """The labeler is not taken for one that finds them."""
+    data = json.loads((folder / "boxes.json").read_text())
+    (folder / "boxes.json").write_text(json.dumps({**data, "annotations": []}))
+    source = BoxFile(folder / "boxes.json")
+    cost = calibrate(source, Counting(), folder, 0)
+    assert (cost.boxes, cost.sample_boxes) == (0, 0)
+    assert "plan: 12 images, 0 boxes, about 1 shards" in describe_cost(cost, source, None, 1)
+    assert label(folder)["counts"]["annotations_out"] == 0
 
 
 def test_dry_run_of_images_that_are_not_there(folder):

@@ -3,15 +3,18 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from pseudolabel.errors import DataError
+from pseudolabel.image_paths import image_path
 from pseudolabel.job import found
 from pseudolabel.job.categories import label_with_categories
 from pseudolabel.job.dry_run import calibrate
+from pseudolabel.job.found import ImageSource, require_finder
 from pseudolabel.job.identity import code_hashes
 from pseudolabel.job.labelers import load_labeler
 from pseudolabel.store import BoxFile, LabelResult
@@ -43,7 +46,8 @@ def module(tmp_path, monkeypatch):
 
 def test_a_labeler_of_someone_else_counts_with_its_code(module):
     labeler = load_labeler("made_labelers:Middle", {"weights": ""}, {})
-    assert set(code_hashes(labeler)) == {"pseudolabel", "mal", "made_labelers"}
+    packages = {"pseudolabel", "mal", "pais", "masksmith_projects", "detectron2"}
+    assert set(code_hashes(labeler)) == {*packages, "made_labelers"}
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,8 @@ def strange(tmp_path):
     root, outside = tmp_path / "images", tmp_path / "outside"
     (root / "below").mkdir(parents=True)
     outside.mkdir()
-    for path in (root / "a.png", root / "below/b.PNG", root / "c\\d.png", outside / "secret.png"):
+    names = ("12:30:00.png", "a.png", "below/b.PNG", "c\\d.png", "../outside/secret.png")
+    for path in (root / name for name in names):
         Image.fromarray(np.full((30, 40, 3), 200, np.uint8)).save(path)
     (root / "notes.txt").write_text("no image by its name")
     (root / "text.png").write_text("an image by its name alone")
@@ -179,9 +184,9 @@ def test_what_may_lie_in_a_folder_of_images(allow_links, strange, tmp_path):
     labels = json.loads(output.read_text())
     labelled = [i["file_name"] for i in labels["images"] if i["status"] == "labelled"]
     linked = ["linked.png"] if allow_links else []
-    assert labelled == ["a.png", "below/b.PNG", "inside.png", *linked]
+    own = ["12:30:00.png", "a.png", "below/b.PNG", "c\\d.png", "inside.png"]
+    assert labelled == [*own, *linked]
     expected = {
-        "c\\d.png": "does not exist",  # a backslash separates folders in a JSON
         "empty.jpg": "cannot be read",
         "itself.png": "",
         "linked.png": "leads by a link",
@@ -193,6 +198,77 @@ def test_what_may_lie_in_a_folder_of_images(allow_links, strange, tmp_path):
     assert sorted(rejects) == sorted(expected)
     assert all(words in rejects[name] for name, words in expected.items())
     BoxFile(output)
+
+
+def test_a_backslash_in_a_name_is_not_the_file_in_a_folder(tmp_path):
+    """Each of the two gets its own masks; a JSON of Windows finds the one that is there."""
+    root, output = tmp_path / "images", tmp_path / "out/labels.json"
+    (root / "a").mkdir(parents=True)
+    for name, value in {"a/b.png": 0, "a\\b.png": 200}.items():
+        Image.fromarray(np.full((30, 40, 3), value, np.uint8)).save(root / name)
+    label(root, None, Blocks(), output=output)
+    images = json.loads(output.read_text())["images"]
+    statuses = {image["file_name"]: image["status"] for image in images}
+    assert statuses == {"a/b.png": "empty", "a\\b.png": "labelled"}
+    assert image_path({"id": 1, "file_name": "a\\b.png"}, root, "x").name == "a\\b.png"
+    (root / "a\\b.png").unlink()
+    assert image_path({"id": 1, "file_name": "a\\b.png"}, root, "x") == root / "a/b.png"
+
+
+class Broken(Blocks):
+    """Finds what no label file may hold, or fails."""
+
+    def __init__(self, change):
+        self.change = change
+
+    def label(self, image, boxes=None):
+        return [self.change(instance) for instance in super().label(np.full_like(image, 255))]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda i: replace(i, category_id=2), "of category_id 2, which is none"),
+        (lambda i: replace(i, category_id="1"), "of category_id '1', which is none"),
+        (lambda i: replace(i, category_id=True), "of category_id True"),
+        (lambda i: replace(i, score=float("nan")), "of score nan"),
+        (lambda i: replace(i, score=1.5), "of score 1.5"),
+        (lambda i: replace(i, score=np.float32(0.5)), r"of score .*0\.5"),  # is no JSON
+        (lambda i: replace(i, box=(5, 5, 5, 9)), r"with the box \[5"),
+        (lambda i: replace(i, box=(5, 5, float("inf"), 9)), "with the box"),
+        (lambda i: replace(i, box=(5, 5, 9)), r"failed: ValueError at found\.py"),
+        (lambda i: 1 / 0, r"failed: ZeroDivisionError at test_labelers\.py:\d+"),
+        (lambda i: None, r"failed: AttributeError at found\.py"),
+    ],
+)
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_a_finder_may_not_find(change, problem, dry, tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    given = ImageSource(tmp_path, Blocks.categories), Broken(change), tmp_path, 0
+    work = calibrate if dry else lambda *_: label(tmp_path, None, given[1])
+    with pytest.raises(DataError, match=rf"labeler blocks \(image 1\): .*{problem}"):
+        work(*given)
+
+
+@pytest.mark.parametrize("categories", [[1], [{"name": "thing"}], [{"id": "1"}]])
+def test_a_finder_whose_categories_are_none(categories):
+    labeler = Blocks()
+    labeler.categories = categories
+    with pytest.raises(DataError, match="--labeler blocks: its categories are none of COCO's"):
+        require_finder(labeler)
+
+
+class Short(Counting):
+    """Leaves out a mask."""
+
+    def label(self, image, boxes):
+        return super().label(image, boxes)[1:]
+
+
+def test_a_labeler_that_leaves_out_a_mask(folder):
+    words = r"labeler ellipse \(image \d+\): failed: ValueError .*one record for each box"
+    with pytest.raises(DataError, match=words):
+        label(folder, labeler=Short())
 
 
 def test_a_folder_that_cannot_be_listed_is_named(strange, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """A job that is begun again: what it goes on with, what it refuses, and what is done already."""
 
+import json
 import re
 import shutil
 
@@ -77,7 +78,7 @@ def test_resume_with_another_library_is_refused_by_name(name, folder, monkeypatc
 
 def test_resume_with_changed_code_is_refused_by_name(folder, monkeypatch):
     label(folder, shard=(0, 2))
-    for name in ("pseudolabel", "mal", Counting.__module__):
+    for name in ("pseudolabel", "mal", "detectron2", Counting.__module__):
         real = identity.code_hashes(Counting())
         assert len(real[name]) == 64
         monkeypatch.setattr(identity, "code_hashes", lambda _, n=name, r=real: {**r, n: "0" * 64})
@@ -121,16 +122,73 @@ def test_a_finished_job_is_done_again_where_it_is_another(options, folder):
     assert again.boxes > 40
 
 
-def test_labels_that_were_corrected_by_hand_are_not_replaced(folder):
-    label(folder)
+@pytest.mark.parametrize("keep", [False, True])
+def test_labels_that_were_corrected_by_hand_are_not_replaced(keep, folder):
+    """Also where the folder of the job has been kept, from which they would be merged again."""
+    label(folder, keep_job=keep)
     path = folder / "out/labels.json"
     path.write_text(path.read_text().replace("2026", "2027"))
     with pytest.raises(DataError, match=r"labels.json: has been changed since.*--restart"):
         label(folder)
     assert "2027" in path.read_text()
+    label(folder, restart=True, keep_job=keep)
+    assert "2026" in path.read_text()
     path.unlink()
     label(folder)
     assert "2026" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("versions", 5),
+        ("code", ["pseudolabel"]),
+        ("labeler", "ellipse"),
+        ("seed", {"seed": 0}),
+        ("image_files", 5),
+        ("image_files", [5, None]),
+        ("image_files", [{"file_name": ["a"], "coco_url": 3}]),
+        (None, None),  # nested too deep
+    ],
+)
+def test_a_manifest_that_says_nothing_is_none(key, value, folder, undisturbed):
+    label(folder)
+    path = folder / "out/labels.manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["job"]["identity"][key] = value
+    path.write_text(json.dumps(manifest) if key else '{"job":' + "[" * 100_000)
+    again = Counting()
+    label(folder, labeler=again)
+    assert again.boxes > 40
+    assert outputs(folder) == undisturbed
+    assert json.loads(path.read_text())["job"]["identity"]["seed"] == 0
+
+
+def test_two_outputs_that_would_share_rejects_and_manifest(folder, undisturbed):
+    label(folder)
+    before = (folder / "out/labels.manifest.json").read_bytes()
+    for restart in (False, True):
+        with pytest.raises(DataError, match=r"labels\.manifest\.json: belongs to labels\.json"):
+            label(folder, output=folder / "out/labels.txt", restart=restart)
+    assert outputs(folder) == undisturbed
+    assert (folder / "out/labels.manifest.json").read_bytes() == before
+    (folder / "out/labels.json").unlink()
+    label(folder, output=folder / "out/labels.txt")
+    assert (folder / "out/labels.txt").read_bytes() == undisturbed["labels.json"]
+
+
+@pytest.mark.parametrize("names", [["plan.json"], ["plan.json", "notes.txt"], ["head.json", "a"]])
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_folder_of_somebody_else_is_left_alone(names, restart, folder):
+    """It has the name of the job's, and a plan of its own perhaps."""
+    job = folder / "out/labels.json.job"
+    job.mkdir(parents=True)
+    for name in names:
+        (job / name).write_text("{}")
+    with pytest.raises(DataError, match="is no folder of a labelling job") as error:
+        label(folder, restart=restart)
+    assert "--restart" not in str(error.value)
+    assert sorted(path.name for path in job.iterdir()) == sorted(names)
 
 
 def test_a_task_reads_the_parts_of_its_own_shards_only(folder, undisturbed, monkeypatch):
