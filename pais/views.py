@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils, transforms
 
 from pais import view_ops
+from pseudolabel.errors import DataError
 
 GEOMETRIC_OPS = ("shift_x", "shift_y", "rotate", "shear")
 
@@ -153,22 +154,30 @@ def build_views(cfg: CfgNode) -> Views:
     """The views that `MODEL.PAIS.VIEWS` and Detectron2's keys of `INPUT` describe.
 
     Raises:
-        ValueError: `INPUT.FORMAT` is neither RGB nor BGR, or a key of VIEWS makes no sense.
+        DataError: `INPUT.FORMAT` is neither RGB nor BGR, or a key of VIEWS makes no sense.
     """
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
-        raise ValueError(f"INPUT.FORMAT {cfg.INPUT.FORMAT!r}: the views need 'RGB' or 'BGR'")
+        raise DataError("INPUT.FORMAT", f"is {cfg.INPUT.FORMAT!r}", "use 'RGB' or 'BGR'")
     keys = cfg.MODEL.PAIS.VIEWS
+    if not 0 <= keys.FILL <= 255:
+        raise DataError("MODEL.PAIS.VIEWS.FILL", f"is {keys.FILL}", "use a grey level, 0 to 255")
+    try:
+        erase = RandomErase(tuple(keys.ERASE_PATCHES), keys.ERASE_SIDE, keys.FILL)
+    except ValueError as error:
+        raise DataError(
+            "MODEL.PAIS.VIEWS", str(error), "correct ERASE_PATCHES or ERASE_SIDE"
+        ) from error
+    geometry = RandomGeometry(keys.SHIFT, keys.ROTATE, keys.SHEAR, fill=keys.FILL)
+    colours = [RandomColour(cfg.INPUT.FORMAT)] if keys.COLOUR else []
+    shuffled = InRandomOrder([*colours, *([geometry] if keys.GEOMETRIC else [])])
     crop = cfg.INPUT.CROP
-    crops = [transforms.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else []
-    colour = [RandomColour(cfg.INPUT.FORMAT)] if keys.COLOUR else []
-    geometry, erase = [], []
-    if keys.GEOMETRIC:
-        geometry = [RandomGeometry(keys.SHIFT, keys.ROTATE, keys.SHEAR, fill=keys.FILL)]
-    if keys.ERASE:
-        erase = [RandomErase(tuple(keys.ERASE_PATCHES), keys.ERASE_SIDE, keys.FILL)]
 
     def resize_and_flip() -> list[transforms.Augmentation]:
         return detection_utils.build_augmentation(cfg, True)
 
-    strong = [*resize_and_flip(), InRandomOrder([*colour, *geometry]), *erase]
-    return Views(crops, [*resize_and_flip(), *colour], resize_and_flip(), strong)
+    return Views(
+        crop=[transforms.RandomCrop(crop.TYPE, crop.SIZE)] if crop.ENABLED else [],
+        labelled=[*resize_and_flip(), *colours],
+        weak=resize_and_flip(),
+        strong=[*resize_and_flip(), shuffled, *([erase] if keys.ERASE else [])],
+    )

@@ -26,6 +26,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from detectron2.structures import BoxMode
 from PIL import Image
+from yaml import YAMLError
 
 from masksmith import new_config, register_methods
 from pais.daloss import DALoss, score_floors
@@ -66,14 +67,19 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     """The config with its data sets registered.
 
     Raises:
-        DataError: the file is missing, or a data set is not sound.
+        DataError: the file is missing or no config, a key or value of the command line does not
+            fit, or a data set is not sound.
     """
     if not Path(args.config).is_file():
         raise DataError(args.config, "the config does not exist", "check the path")
     register_methods()
     cfg = new_config()
-    cfg.merge_from_file(args.config, allow_unsafe=False)
-    cfg.merge_from_list(args.opts)
+    try:
+        cfg.merge_from_file(args.config, allow_unsafe=False)
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, TypeError, ValueError, YAMLError) as error:
+        text = " ".join(str(error).split())
+        raise DataError(args.config, text, "correct the config, or KEY VALUE") from error
     register_datasets(cfg)
     cfg.freeze()
     return cfg

@@ -149,6 +149,8 @@ def test_one_to_four_patches_of_the_image_s_shape_are_erased():
         lambda: RandomErase(side=1.5),  # larger than the image
         lambda: RandomGeometry(shear_about="edge"),
         lambda: build_views(config("INPUT.FORMAT", "L")),  # no colours
+        lambda: build_views(config("MODEL.PAIS.VIEWS.FILL", 256)),  # no level of an 8-bit image
+        lambda: build_views(config("MODEL.PAIS.VIEWS.ERASE_SIDE", 2.0)),
     ],
 )
 def test_senseless_options_are_refused(wrong):
