@@ -10,7 +10,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from pseudolabel.checkpoints import UNREADABLE, refuse_missing
+from pseudolabel.checkpoints import UNREADABLE, check_pickle, refuse_missing
 from pseudolabel.errors import DataError
 from pseudolabel.files import nan_to_null, write_json
 from pseudolabel.mask_iou import TrueMasks, summarize_ious
@@ -19,7 +19,16 @@ logger = logging.getLogger(__name__)
 
 
 class _ReportingCheckpointer(DetectionCheckpointer):
-    """Detectron2's, in every format it reads; `missing` are the model's keys not in the file."""
+    """Detectron2's, in every format it reads, none of which may run code.
+
+    Attributes:
+        missing: the model's keys that are not in the file.
+    """
+
+    def _load_file(self, filename: str) -> dict:
+        if ".pkl" in Path(filename).name:
+            check_pickle(filename.partition("?")[0])
+        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict):
         incompatible = super()._load_model(checkpoint)
@@ -33,7 +42,8 @@ def load_complete(model: nn.Module, path: str) -> None:
     """Loads weights (a checkpoint, a zoo file or its address) that must hold the whole model.
 
     Raises:
-        DataError: the file is missing or unreadable, or lacks a parameter or buffer of the model.
+        DataError: the file is missing, unreadable or not safe to read, or lacks a parameter or
+            buffer of the model.
     """
     checkpointer = _ReportingCheckpointer(model)
     try:
