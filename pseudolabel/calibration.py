@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pseudolabel.checks import image_name
+from pseudolabel.checks import image_name, is_number, quote
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash, read_json, write_json
 from pseudolabel.mask_iou import TrueMasks
+from pseudolabel.store import output_paths, read_labels, refuse_bare
 
 KIND = "masksmith calibration"
 _REMEDY = "fit it again with tools/calibrate.py"
@@ -194,16 +195,20 @@ def fit_from_files(label_file: str | Path, truth_file: str | Path) -> Calibratio
         truth_file: human masks with the same annotation ids; may hold more.
 
     Raises:
-        DataError: a label has no human mask, the labels were made with a calibration already, or
-            there are too few.
+        DataError: a file is malformed, a label has no human mask or one on another image, the
+            labels were changed since, or made with a calibration already, or there are too few.
     """
-    labels, truth = read_json(label_file), TrueMasks(truth_file)
-    manifest_file = Path(label_file).with_suffix(".manifest.json")
-    labeler = read_json(manifest_file).get("labeler", {})
-    if labeler.get("calibration"):
-        raise DataError(label_file, "was labelled with a calibration", "label it without one")
+    labels, truth = read_labels(label_file), TrueMasks(truth_file)
+    labeler = _labeler_of(label_file)
     rows = [a for a in labels["annotations"] if a.get("mask_source") == "model"]
-    pairs = [(a["quality"], truth.compare(a["id"], a["segmentation"])[0]) for a in rows]
+    refuse_bare(label_file, rows)
+    pairs = [
+        (
+            _stated_quality(a, label_file),
+            truth.compare(a["id"], a["segmentation"], a["image_id"])[0],
+        )
+        for a in rows
+    ]
     names = {image["id"]: image_name(image) for image in labels["images"]}
     used = sorted({a["image_id"] for a in rows})
     facts = {
@@ -219,3 +224,28 @@ def fit_from_files(label_file: str | Path, truth_file: str | Path) -> Calibratio
         return fit_calibration(*np.array(pairs).reshape(-1, 2).T, facts)
     except ValueError as error:
         raise DataError(label_file, str(error), "label more human-masked images") from error
+
+
+def _labeler_of(label_file: str | Path) -> dict[str, Any]:
+    """What the manifest says of the labeler that has made exactly this file."""
+    path = output_paths(label_file)[2]
+    manifest = read_json(path)
+    labeler = manifest.get("labeler")
+    if not isinstance(labeler, dict):
+        raise DataError(path, "describes no labeler", "label again")
+    if manifest.get("review"):
+        problem = "was corrected by hand, the bad masks first"
+        raise DataError(label_file, problem, "fit the labels as they were before")
+    if manifest.get("output_sha256") != file_hash(label_file):
+        problem = "is not the file that its manifest was written for"
+        raise DataError(label_file, problem, "label again, and leave the file as it is")
+    if labeler.get("calibration"):
+        raise DataError(label_file, "was labelled with a calibration", "label it without one")
+    return labeler
+
+
+def _stated_quality(annotation: dict[str, Any], path: str | Path) -> float:
+    quality, record = annotation.get("quality"), f"annotation {annotation['id']}"
+    if not is_number(quality):
+        raise DataError(path, f"its quality is {quote(quality)}", "label again", record)
+    return quality

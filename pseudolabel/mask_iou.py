@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import read_json
 from pseudolabel.masks import SIZE_BINS, decode_segmentation, mask_iou, size_bin
+from pseudolabel.store import read_labels, refuse_bare
+from pseudolabel.validation import LEFT_OUT_LATER, read_checked
 
 
 def summarize_ious(rows: Iterable[tuple[float, float, int]]) -> dict[str, float]:
@@ -48,10 +49,13 @@ class TrueMasks:
 
     Args:
         json_file: COCO JSON with a segmentation in every annotation that is no crowd.
+
+    Raises:
+        DataError: the file has an error that `read_checked` names.
     """
 
     def __init__(self, json_file: str | Path):
-        data = read_json(json_file)
+        data = read_checked(json_file, tolerated=LEFT_OUT_LATER)
         self.json_file, self.images = json_file, data["images"]
         self.sizes = {i["id"]: (i["height"], i["width"]) for i in self.images}
         self.annotations = {a["id"]: a for a in data["annotations"] if not a.get("iscrowd", 0)}
@@ -71,16 +75,27 @@ class TrueMasks:
                 f"annotation {bare[0]}",
             )
 
-    def compare(self, annotation_id: int, segmentation: dict) -> tuple[float, float, int]:
+    def compare(
+        self, annotation_id: int, segmentation: dict, image_id: int | None = None
+    ) -> tuple[float, float, int]:
         """(IoU, box area, category id) of one predicted mask.
 
+        Args:
+            image_id: of the predicted mask, where its file states one: two data sets may have the
+                same annotation ids.
+
         Raises:
-            DataError: the annotation is unknown, or either mask is missing or malformed.
+            DataError: the annotation is unknown or on another image, or either mask is missing or
+                malformed.
         """
         record = f"annotation {annotation_id}"
         truth = self.annotations.get(annotation_id)
         if truth is None:
             raise DataError(self.json_file, "unknown annotation", "use its own labels", record)
+        if image_id not in (None, truth["image_id"]):
+            problem = f"is on image {truth['image_id']}, the label is on image {image_id}"
+            remedy = "give the human masks of the same data set"
+            raise DataError(self.json_file, problem, remedy, record)
         if not truth.get("segmentation"):
             raise DataError(
                 self.json_file, "has no mask to compare with", "evaluate on human masks", record
@@ -103,10 +118,12 @@ def score_label_file(label_file: str | Path, truth_file: str | Path) -> dict[str
         As `summarize_ious`.
 
     Raises:
-        DataError: a human-masked instance has no label, or the other way round.
+        DataError: a file is malformed, a human-masked instance has no label or the other way
+            round, or the files are of different images.
     """
-    truth = TrueMasks(truth_file)
-    labels = {a["id"]: a for a in read_json(label_file)["annotations"] if not a.get("iscrowd", 0)}
+    truth, found = TrueMasks(truth_file), read_labels(label_file)["annotations"]
+    refuse_bare(label_file, found)
+    labels = {a["id"]: a for a in found if not a.get("iscrowd", 0)}
     missing = truth.annotations.keys() - labels.keys()
     if missing:
         raise DataError(
@@ -115,5 +132,6 @@ def score_label_file(label_file: str | Path, truth_file: str | Path) -> dict[str
             "label the whole file; look for rejects beside it",
         )
     return summarize_ious(
-        truth.compare(key, label["segmentation"]) for key, label in sorted(labels.items())
+        truth.compare(key, label["segmentation"], label["image_id"])
+        for key, label in sorted(labels.items())
     )

@@ -6,7 +6,6 @@ is `mask_source: input`, without the quality and agreement that were estimated f
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -15,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-from pseudolabel.checks import image_name, is_integer, quote
+from pseudolabel.checks import image_name, quote
 from pseudolabel.errors import DataError
 from pseudolabel.export.outlines import patch_iou, segmentation_patch
-from pseudolabel.export.source import refuse_existing
-from pseudolabel.files import atomic_write, file_hash
+from pseudolabel.files import file_hash
 from pseudolabel.masks import rle_from_patch
-from pseudolabel.store import output_paths
-from pseudolabel.validation import read_checked
+from pseudolabel.review_files import read_rejected
+from pseudolabel.store import read_labels
 
 BOX_TOLERANCE = 0.5
 """Pixels by which a coordinate of an unchanged box may differ: tools round."""
 KINDS = ("unchanged", "untouched", "changed", "deleted", "added")
 NAMED = 5
+LAST_ID = 2**63 - 1
 ESTIMATES = ("quality", "agreement")
 
 
@@ -138,44 +137,17 @@ def review_labels(labels: str | Path, corrected: str | Path, rules: Rules | None
     return _Merge(Path(labels), Path(corrected), rules or Rules()).run()
 
 
-def write_review(
-    review: Review, output: str | Path, labels: str | Path, corrected: str | Path
-) -> Path:
-    """Writes the merged labels and, beside them, the diff: both or, on a full disk, none.
-
-    Returns:
-        The path of the diff, `<output>.review.json`.
-
-    Raises:
-        DataError: one of the two exists.
-        OSError: they cannot be written.
-    """
-    diff = diff_path(output)
-    for path in (output, diff):
-        refuse_existing(path)
-    details = review.as_json(labels, corrected)
-    with atomic_write(diff) as notes, atomic_write(output) as file:
-        json.dump(details, notes, indent=1, allow_nan=False)
-        notes.flush()
-        json.dump(review.data, file, allow_nan=False)
-        file.write("\n")
-    return diff
-
-
-def diff_path(output: str | Path) -> Path:
-    """Where the diff of a merged file stands."""
-    return Path(output).with_suffix(".review.json")
-
-
 class _Merge:
     """Both files and the accounts."""
 
     def __init__(self, labels: Path, corrected: Path, rules: Rules):
         self.labels, self.corrected, self.rules = labels, corrected, rules
-        self.old, self.new = read_checked(labels), read_checked(corrected)
+        self.old = read_labels(labels)
+        lost = {i["id"] for i in self.old["images"] if i.get("status") == "rejected"}
+        self.new = read_labels(corrected, rejected=lost)
         self.images = {image["id"]: image for image in self.old["images"]}
         self.names = {c["id"]: c["name"] for c in self.old["categories"]}
-        self.rejects = _rejects(labels)
+        self.rejects = read_rejected(labels)
         self.changes: list[Change] = []
 
     def run(self) -> Review:
@@ -191,7 +163,10 @@ class _Merge:
             merged = self._absent(record) if entry is None else self._merge(record, entry)
             if merged is not None:
                 annotations.append(merged)
-        last = max(0, *self._ids(), *self.rejects)
+        last = max(0, *self._ids(), *self.rejects.annotations)
+        if last + len(found) > LAST_ID:
+            remedy = "number the annotations anew, from 1"
+            raise DataError(self.labels, f"no id is left above {last}", remedy)
         for number, key in enumerate(sorted(found), last + 1):
             annotations.append(self._added(found[key], number))
             self.changes.append(Change(number, "added", {"given_id": key}))
@@ -340,30 +315,14 @@ class _Merge:
         """Images whose records came or went get the status that fits, if they have any."""
         before = {a["image_id"] for a in self.old["annotations"]}
         after = {a["image_id"] for a in annotations}
-        rejected = set(self.rejects.values())
         images = []
         for image in self.old["images"]:
             key = image["id"]
             if "status" in image and (key in before) != (key in after):
-                without = "rejected" if key in rejected else "empty"
+                without = "rejected" if key in self.rejects.images else "empty"
                 image = {**image, "status": "labelled" if key in after else without}
             images.append(image)
         return images
-
-
-def _rejects(labels: Path) -> dict[int, int]:
-    """Image by annotation id of the rejects beside the labels; empty where there are none."""
-    path = output_paths(labels)[1]
-    if not path.exists():
-        return {}
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rejects = {row["id"]: row["image_id"] for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(path, f"cannot be read ({error!r:.80})", "restore the file") from error
-    if not all(map(is_integer, rejects)):
-        raise DataError(path, "has ids that are no whole numbers", "restore the file")
-    return rejects
 
 
 def _plain_name(image: dict) -> str | None:

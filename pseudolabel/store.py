@@ -5,7 +5,7 @@ Every input annotation is found again, in the output or among the rejects with a
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,10 +16,11 @@ import numpy as np
 from pseudolabel.checks import box_problem, image_name, is_box, is_integer, quote
 from pseudolabel.defects import Defect
 from pseudolabel.errors import DataError
+from pseudolabel.files import read_json
 from pseudolabel.job.json_stream import JsonFile, Section
 from pseudolabel.labeler import MaskRecord
 from pseudolabel.masks import decode_segmentation, encode_rle, filled_box_mask, xywh_to_xyxy
-from pseudolabel.validation import iterate_defects, refuse_first
+from pseudolabel.validation import TOLERATED, iterate_defects, refuse_first, settle
 from pseudolabel.validation_records import Known, Subject, check_annotation, check_images, subjects
 
 VERSIONED = (
@@ -37,6 +38,10 @@ REJECTED_ALONE = frozenset(
         *("area_malformed", "unknown_listed_category"),
     }
 )
+
+
+# What may be wrong with an image that a job has rejected; the accounts need its entry as it came.
+REJECTED_IMAGE = frozenset({"file_name_unsafe", "image_size_huge"})
 
 
 @dataclass
@@ -267,6 +272,63 @@ class LabelResult:
             ),
             "rejects": dict(sorted(Counter(r["reason"] for r in self.rejects).items())),
         }
+
+
+def read_labels(
+    path: str | Path, *, masks: bool = True, rejected: Collection[int] = ()
+) -> dict[str, Any]:
+    """Reads a label file, checked (`validation.read_checked`), whatever input it was made of.
+
+    A job copies what is no concern of a labeler: lists of unknown categories, and the entry of an
+    image that it rejects for its name or size. These pass, as long as no annotation needs them.
+
+    Args:
+        masks: whether to check every mask.
+        rejected: further images that count as rejected, for files that do not state a `status`.
+
+    Raises:
+        DataError: the first error of the file, and how many more there are.
+    """
+    data = read_json(path)
+    defects = iterate_defects(data, masks=masks, plausibility=False)
+    standing = _without_rejected(data, defects, rejected)
+    refuse_first(path, standing, TOLERATED | {"unknown_listed_category"})
+    if masks:
+        settle(data["annotations"])
+    return data
+
+
+def _without_rejected(
+    data: dict, defects: Iterable[Defect], rejected: Collection[int]
+) -> Iterator[Defect]:
+    used = None
+    for defect in defects:
+        if defect.kind in REJECTED_IMAGE and defect.place is not None:
+            image, key = data["images"][defect.place[1]], defect.record
+            used = _images_in_use(data) if used is None else used
+            listed = is_integer(image.get("id")) and image["id"] in rejected
+            if key not in used and (listed or image.get("status") == "rejected"):
+                continue
+        yield defect
+
+
+def _images_in_use(data: dict) -> set[str]:
+    """The images with annotations, each as a defect names it."""
+    entries = data["annotations"] if isinstance(data.get("annotations"), list) else []
+    keys = (entry.get("image_id") for entry in entries if isinstance(entry, dict))
+    return {f"image {key}" for key in keys if is_integer(key)}
+
+
+def refuse_bare(path: str | Path, annotations: Iterable[dict]) -> None:
+    """Stops readers of masks where one is missing.
+
+    Raises:
+        DataError: naming the first annotation without one.
+    """
+    for annotation in annotations:
+        if not annotation.get("segmentation"):
+            record = f"annotation {annotation['id']}"
+            raise DataError(path, "has no mask", "label it, or remove it", record)
 
 
 def output_paths(path: str | Path) -> tuple[Path, Path, Path]:

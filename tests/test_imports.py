@@ -81,7 +81,7 @@ PLAIN = {
     "repair repair_actions report.build report.charts report.drawing report.experiment "
     "report.label_file report.markup report.overlays report.queue report.sections "
     "report.statistics report.thresholds report.training retention retention_table review "
-    "splits store validation validation_images validation_masks validation_records "
+    "review_files splits store validation validation_images validation_masks validation_records "
     "validation_report weights yardsticks",
     "pais": "daloss drawing loader",
     "projects.mask2former": "criterion ranking targets weights",

@@ -18,6 +18,7 @@ from detectron2.utils.logger import setup_logger
 from pseudolabel.calibration import fit_from_files
 from pseudolabel.errors import DataError
 from pseudolabel.files import failure_line, refuse_overwrite
+from pseudolabel.store import output_paths
 
 logger = logging.getLogger("masksmith.calibrate")
 
@@ -36,7 +37,7 @@ def main(args: argparse.Namespace) -> int:
     """Fits and writes. Returns 0; 1 with one clear error line."""
     setup_logger(name="masksmith")
     try:
-        for source in (args.labels, args.truth):
+        for source in (*output_paths(args.labels), args.truth):
             refuse_overwrite(source, args.output)
         calibration = fit_from_files(args.labels, args.truth)
         calibration.save(args.output)

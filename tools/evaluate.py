@@ -8,9 +8,10 @@ import argparse
 import sys
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import write_json
+from pseudolabel.files import failure_line, nan_to_null, refuse_overwrite, write_json
 from pseudolabel.mask_iou import score_label_file
 from pseudolabel.masks import SIZE_BINS
+from pseudolabel.store import output_paths
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,9 +24,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", help="JSON to write; null is a mean over no instance")
     args = parser.parse_args(argv)
     try:
+        if args.output:
+            for source in (*output_paths(args.labels), args.truth):
+                refuse_overwrite(source, args.output)
         scores = score_label_file(args.labels, args.truth)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if args.output:
+            write_json(args.output, nan_to_null(scores), indent=1)
+    except (DataError, OSError) as error:
+        print(f"error: {failure_line(error, args.output)}", file=sys.stderr)
         return 1
     print(f"mIoU {scores['mIoU']:.4f} over {scores['n']} instances (no crowds)")
     print(f"mean over classes {scores['class_mIoU']:.4f}")
@@ -33,8 +39,6 @@ def main(argv: list[str] | None = None) -> int:
         # A bin without instances has no mean.
         mean = f"{scores[size]:.4f}" if scores[f"n_{size}"] else "-"
         print(f"{size} boxes {mean} over {scores[f'n_{size}']}")
-    if args.output:
-        write_json(args.output, {k: None if v != v else v for k, v in scores.items()}, indent=1)
     return 0
 
 

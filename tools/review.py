@@ -3,10 +3,11 @@
 
     tools/review.py labels.json corrected.json --output merged.json
 
-Records are matched by annotation id. Beside the output stands its diff, merged.review.json. A
-record that is absent from the corrected file is an error, unless one of these says what it means:
---deletions (it is deleted), --partial (the file holds only some records, the others stay), or
---queue FILE (the file that the reviewer was given; what is not in that one stays).
+Records are matched by annotation id. Beside the output stand its diff, merged.review.json, and the
+rejects and the manifest of the labels, carried on. A record that is absent from the corrected file
+is an error, unless one of these says what it means: --deletions (it is deleted), --partial (the
+file holds only some records, the others stay), or --queue FILE (the file that the reviewer was
+given; what is not in that one stays).
 """
 
 import argparse
@@ -14,8 +15,9 @@ import sys
 
 from pseudolabel.errors import DataError
 from pseudolabel.files import refuse_overwrite
-from pseudolabel.review import Rules, diff_path, review_labels, write_review
-from pseudolabel.validation import read_checked
+from pseudolabel.review import Rules, review_labels
+from pseudolabel.review_files import review_paths, write_review
+from pseudolabel.store import read_labels
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def read_rules(args: argparse.Namespace) -> Rules:
     scope = None
     if args.queue:
-        scope = {annotation["id"] for annotation in read_checked(args.queue)["annotations"]}
+        scope = {annotation["id"] for annotation in read_labels(args.queue)["annotations"]}
     return Rules(args.partial, scope, args.deletions, args.crowds, args.same_iou)
 
 
@@ -59,10 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         # A name in the file may hold what the terminal cannot show.
         stream.reconfigure(errors="backslashreplace")
-    diff = diff_path(args.output)
+    outputs = review_paths(args.output)
     try:
         for path in filter(None, (args.labels, args.corrected, args.queue)):
-            refuse_overwrite(path, args.output, diff)
+            refuse_overwrite(path, *outputs)
         review = review_labels(args.labels, args.corrected, read_rules(args))
         write_review(review, args.output, args.labels, args.corrected)
     except DataError as error:
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in details[: args.max]:
         print(line)
     if len(details) > args.max:
-        print(f"... and {len(details) - args.max} more ({diff} has all)")
+        print(f"... and {len(details) - args.max} more ({outputs[-1]} has all)")
     print(f"{args.output}: {total}")
     return 0
 

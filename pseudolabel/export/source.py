@@ -18,7 +18,7 @@ from pseudolabel.checks import image_name, quote
 from pseudolabel.errors import DataError
 from pseudolabel.files import guarded_join
 from pseudolabel.masks import parse_segmentation
-from pseudolabel.validation import read_checked
+from pseudolabel.store import read_labels
 
 
 @dataclass
@@ -69,12 +69,12 @@ class Labels:
         path: COCO or LVIS JSON with masks.
 
     Raises:
-        DataError: the file has an error that `read_checked` names, or an image without a name.
+        DataError: the file has an error that `store.read_labels` names, or an image without a name.
     """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self.data = read_checked(path)
+        self.data = read_labels(path)
         self.images = sorted(self.data["images"], key=lambda image: image["id"])
         self.sizes = {i["id"]: (i["height"], i["width"]) for i in self.images}
         self.by_image: dict[int, list[dict]] = defaultdict(list)
@@ -122,12 +122,16 @@ class Labels:
     def targets(self, suffix: str) -> dict[int, Path]:
         """For each image id the relative path of its file in the output; folders are kept.
 
+        Rejected images have none.
+
         Raises:
             DataError: a name leaves the folder or has a line break, or two images share a target
                 (also where they differ in case only, which some file systems ignore).
         """
         targets, taken = {}, {}
         for image in self.images:
+            if image.get("status") == "rejected":
+                continue
             name, record = image_name(image), f"image {image['id']}"
             target = guarded_join("", name, self.path).with_suffix(suffix)
             if not name.isprintable():

@@ -7,16 +7,14 @@ import json
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pseudolabel.checks import image_name, is_integer
+from pseudolabel.checks import image_name, is_integer, is_number, quote
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash, read_json
 from pseudolabel.mask_iou import TrueMasks
-from pseudolabel.store import output_paths
-from pseudolabel.validation import TOLERATED, iterate_defects, read_checked, refuse_first
+from pseudolabel.store import output_paths, read_labels, refuse_bare
 
 # Rejects kept per reason, for the page.
 EXAMPLES = 5
@@ -113,15 +111,13 @@ class LabelFile:
         rejects: None where there is no list.
 
     Raises:
-        DataError: a file is malformed.
+        DataError: a file is malformed, or a record has no mask.
     """
 
     def __init__(self, path: str | Path, masks: bool = False):
         self.path, rejects_path, manifest_path = output_paths(path)
-        data = read_json(path)
-        defects = iterate_defects(data, masks=masks, plausibility=False)
-        refuse_first(path, defects, TOLERATED)
-        self.data = data
+        self.data = data = read_labels(path, masks=masks)
+        refuse_bare(path, data["annotations"])
         self.images = {image["id"]: image for image in data["images"]}
         self.annotations = data["annotations"]
         self.names = {c["id"]: str(c["name"]) for c in data["categories"]}
@@ -182,7 +178,16 @@ class LabelFile:
             ) from error
 
     def _numbers(self, key: str) -> np.ndarray:
-        return np.array([_number(a.get(key)) for a in self.annotations], dtype=np.float64)
+        values = [a.get(key) for a in self.annotations]
+        for annotation, value in zip(self.annotations, values):
+            if value is not None and not (is_number(value) and 0 <= value <= 1):
+                raise DataError(
+                    self.path,
+                    f"{key} is {quote(value)}",
+                    "write a number in [0, 1], or remove the key",
+                    f"annotation {annotation['id']}",
+                )
+        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
     def account(self) -> "Account | None":
         """What went in and where it is; None without manifest or rejects."""
@@ -214,10 +219,6 @@ class LabelFile:
         return self.names[int(category)]
 
 
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
 def true_ious(labels: LabelFile, truth_file: str | Path) -> tuple[np.ndarray, TrueMasks]:
     """IoU of every record with its human mask, where there is one.
 
@@ -230,21 +231,14 @@ def true_ious(labels: LabelFile, truth_file: str | Path) -> tuple[np.ndarray, Tr
     Raises:
         DataError: the file is malformed, has no record in common, or is of other images.
     """
-    read_checked(truth_file)
     truth = TrueMasks(truth_file)
     ious = np.full(len(labels.annotations), np.nan)
     for row, annotation in enumerate(labels.annotations):
         true = truth.annotations.get(annotation["id"])
         if true is None or labels.crowd[row] or not true.get("segmentation"):
             continue
-        if true["image_id"] != annotation["image_id"]:
-            raise DataError(
-                truth_file,
-                f"is on image {true['image_id']}, the label is on image {annotation['image_id']}",
-                "give the human masks of the same data set",
-                f"annotation {annotation['id']}",
-            )
-        ious[row] = truth.compare(annotation["id"], annotation["segmentation"])[0]
+        found = (annotation["id"], annotation["segmentation"], annotation["image_id"])
+        ious[row] = truth.compare(*found)[0]
     if np.isnan(ious).all():
         raise DataError(
             truth_file,

@@ -65,6 +65,9 @@ def test_names_of_another_version_are_refused(lvis):
         open_set.seen_ids(others)
 
 
+CATEGORIES = [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]
+
+
 def coco(widths):
     """Image 1 with annotations 1 and 2, image 2 with 3; categories 1, 2 and 1; 8x8 boxes."""
     annotations = []
@@ -76,7 +79,7 @@ def coco(widths):
             | {"bbox": [10 * key, 0, 8, 8], "segmentation": encode_rle(mask)}
         )
     images = [{"id": k, "file_name": f"{k}.png", "height": 20, "width": 40} for k in (1, 2)]
-    return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}
+    return {"images": images, "annotations": annotations, "categories": CATEGORIES}
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from pseudolabel.calibration import (
     pool_adjacent_violators,
 )
 from pseudolabel.errors import DataError
-from pseudolabel.files import write_json
+from pseudolabel.files import file_hash, write_json
 from pseudolabel.masks import encode_rle
 
 FACTS = {"measure": "stability", "labeler": {"weights_sha256": "w", "config_sha256": "c"}}
@@ -158,7 +158,7 @@ def write_pair(folder, masks=MIN_MASKS, **labeler):
     """Label file with its manifest, and the truth: the right half of each mask is wrong."""
     whole, half = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     whole[2:6, 2:6] = half[2:6, 2:4] = True
-    images = [{"id": 1, "file_name": "1.png", "width": 8, "height": 8}]
+    images = [{"id": k, "file_name": f"{k}.png", "width": 8, "height": 8} for k in (1, 2)]
     truth, labels = [], []
     for key in range(1, masks + 2):
         shared = {"id": key, "image_id": 1, "category_id": 1, "bbox": [2, 2, 4, 4], "iscrowd": 0}
@@ -167,9 +167,11 @@ def write_pair(folder, masks=MIN_MASKS, **labeler):
         labels.append(
             {**shared, "segmentation": encode_rle(half), "quality": 0.9, "mask_source": source}
         )
-    write_json(folder / "truth.json", {"images": images, "annotations": truth})
-    write_json(folder / "labels.json", {"images": images, "annotations": labels})
+    shared = {"images": images, "categories": [{"id": 1, "name": "x"}]}
+    write_json(folder / "truth.json", {**shared, "annotations": truth})
+    write_json(folder / "labels.json", {**shared, "annotations": labels})
     manifest = {"labeler": {"name": "mal", "quality": "stability", **labeler}}
+    manifest["output_sha256"] = file_hash(folder / "labels.json")
     write_json(folder / "labels.manifest.json", manifest)
     return folder / "labels.json", folder / "truth.json"
 
@@ -196,3 +198,44 @@ def test_fit_from_files_names_images_and_leaves_filled_boxes_out(tmp_path):
 def test_files_that_cannot_be_fitted(tmp_path, options, message):
     with pytest.raises(DataError, match=message):
         fit_from_files(*write_pair(tmp_path, **options))
+
+
+def other_images(data):
+    for annotation in data["annotations"]:
+        annotation["image_id"] = 2
+
+
+# The file, what happens to it after labelling, whether its manifest is written anew, and the error.
+SPOILT = [
+    ("truth", other_images, r"truth\.json.*is on image 2, the label is on image 1"),
+    ("truth", lambda d: d.pop("annotations"), r"truth\.json: has no list"),
+    ("labels", lambda d: d.pop("annotations"), r"labels\.json: has no list"),
+    ("labels", lambda d: d["annotations"][0].update(quality=0.1), "file that its manifest was"),
+    ("labels.manifest", lambda d: d.update(labeler=None), "describes no labeler"),
+    ("labels.manifest", lambda d: d.update(output_sha256=0), "its manifest was"),
+    ("labels.manifest", lambda d: d.update(review={"counts": {}}), "corrected by hand"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "message"), SPOILT)
+def test_files_that_do_not_belong_together(tmp_path, name, change, message):
+    pair = write_pair(tmp_path)
+    spoil(tmp_path / f"{name}.json", change)
+    with pytest.raises(DataError, match=message):
+        fit_from_files(*pair)
+
+
+@pytest.mark.parametrize("change", [{"quality": None}, {"quality": "high"}, {"segmentation": None}])
+def test_labels_that_state_no_quality_or_mask(tmp_path, change):
+    pair = write_pair(tmp_path)
+    spoil(pair[0], lambda d: d["annotations"][2].update(change))
+    digest = file_hash(pair[0])
+    spoil(tmp_path / "labels.manifest.json", lambda d: d.update(output_sha256=digest))
+    with pytest.raises(DataError, match=r"labels\.json \(annotation 3\)"):
+        fit_from_files(*pair)
+
+
+def spoil(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    write_json(path, data)

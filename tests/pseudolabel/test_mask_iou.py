@@ -32,7 +32,9 @@ def square(y0, x0, side, size=200):
 
 def write(path, annotations):
     image = {"id": 1, "file_name": "1.png", "width": 200, "height": 200}
-    path.write_text(json.dumps({"images": [image], "annotations": annotations, "categories": []}))
+    others = {"id": 2, "file_name": "2.png", "width": 200, "height": 200}
+    data = {"images": [image, others], "annotations": annotations}
+    path.write_text(json.dumps({**data, "categories": [{"id": 1, "name": "x"}]}))
     return path
 
 
@@ -76,6 +78,14 @@ def test_missing_label_is_an_error_not_a_smaller_mean(tmp_path):
     truth = write(tmp_path / "truth.json", [annotation(5, [1, 1, 9, 9], square(1, 1, 9))])
     with pytest.raises(DataError, match=r"labels\.json.*1 instances.*first id 5"):
         score_label_file(write(tmp_path / "labels.json", []), truth)
+
+
+def test_truth_on_another_image_is_no_truth(tmp_path):
+    # The same ids, the same mask, another image.
+    one = annotation(5, [1, 1, 9, 9], square(1, 1, 9))
+    truth = write(tmp_path / "truth.json", [{**one, "image_id": 2}])
+    with pytest.raises(DataError, match=r"truth\.json.*5\): is on image 2, the label .* image 1"):
+        score_label_file(write(tmp_path / "labels.json", [one]), truth)
 
 
 def test_truth_without_masks_names_the_annotation(tmp_path):

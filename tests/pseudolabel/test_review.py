@@ -11,7 +11,8 @@ from hypothesis.extra.numpy import arrays
 from pseudolabel.errors import DataError
 from pseudolabel.export import export_labels
 from pseudolabel.masks import decode_segmentation, encode_rle, mask_iou
-from pseudolabel.review import Rules, review_labels, write_review
+from pseudolabel.review import Rules, review_labels
+from pseudolabel.review_files import write_review
 from pseudolabel.validation import read_checked
 
 H, W = 9, 11

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from pseudolabel.masks import encode_rle
+from tests.tools.commands import load_command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -69,3 +70,48 @@ def test_one_clear_error(tmp_path, labels, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "iou.json").exists()
+
+
+def _spoil(path, change):
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+# The file, what is wrong with it, and what the one line says.
+MALFORMED = [
+    ("labels.json", lambda d: d.pop("annotations"), "labels.json: has no list 'annotations'"),
+    ("truth.json", lambda d: d.pop("annotations"), "truth.json: has no list 'annotations'"),
+    ("truth.json", lambda d: d.pop("images"), "truth.json: has no list 'images'"),
+    (
+        "labels.json",
+        lambda d: d["annotations"][1].pop("segmentation"),
+        "labels.json (annotation 2)",
+    ),
+    ("labels.json", lambda d: d["annotations"][1].update(segmentation={}), "labels.json (annot"),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "said"), MALFORMED)
+def test_malformed_files(tmp_path, name, change, said, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for each in ("truth.json", "labels.json"):
+        _write(tmp_path / each, [10, 10])
+    _spoil(tmp_path / name, change)
+    assert load_command("evaluate").main(["labels.json", "truth.json"]) == 1
+    assert said in capsys.readouterr().err
+
+
+# What must not be written, be it an input or a place without rights.
+@pytest.mark.parametrize(
+    "output", ["labels.json", "truth.json", "labels.manifest.json", "locked/x"]
+)
+def test_outputs_that_are_refused(tmp_path, output, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for each in ("truth.json", "labels.json"):
+        _write(tmp_path / each, [10, 10])
+    (tmp_path / "locked").write_text("a file where a folder is needed")
+    before = (tmp_path / "labels.json").read_bytes()
+    assert load_command("evaluate").main(["labels.json", "truth.json", "--output", output]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {output.split('/')[0]}")
+    assert (tmp_path / "labels.json").read_bytes() == before
