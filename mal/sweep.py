@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from mal.categories import category_classes
 from mal.labeler import MALLabeler
 from pseudolabel.errors import DataError
 from pseudolabel.files import file_hash
@@ -36,7 +37,8 @@ def threshold_sweep(
     """Labels human-masked boxes at every threshold and compares.
 
     Records are those of a label job at that threshold, filled boxes included; the network runs
-    once. Crowds, boxes without a human mask and boxes that a label job would reject are left out.
+    once. Crowds, boxes without a human mask, boxes that a label job would reject and, where the
+    labeler has to be told categories, those of categories that it does not know are left out.
 
     Args:
         labeler: whose masks are cut.
@@ -59,10 +61,15 @@ def threshold_sweep(
     truth, jobs = TrueMasks(truth_file), []
     for job in BoxFile(truth_file).jobs:
         size = job.image["height"], job.image["width"]
-        usable = [a for a in job.boxes if _has_mask(truth, a) and not box_problem(a, *size)]
+        usable = [
+            a
+            for a in job.boxes
+            if _has_mask(truth, a) and _is_known(labeler, a) and not box_problem(a, *size)
+        ]
         jobs += [ImageJob(job.image, usable)] if usable else []
     if not jobs:
-        raise DataError(truth_file, "holds no human mask", "give a JSON with human masks")
+        known = " of a category that the labeler knows" if labeler.needs_categories else ""
+        raise DataError(truth_file, f"holds no human mask{known}", "give a JSON with human masks")
     order = np.random.default_rng(seed).permutation(len(jobs))[: limit or None]
     chosen, areas, ious = labeler.predictor.thresholds, [], []
     with _replaying(labeler) as cut:
@@ -70,7 +77,8 @@ def threshold_sweep(
             job = jobs[place]
             image = read_job_image(job, truth_file, images, allow_links)
             boxes = xywh_to_xyxy(np.array([a["bbox"] for a in job.boxes], dtype=np.float64))
-            cuts = [cut(image, boxes, value) for value in thresholds]
+            classes = [a["category_id"] for a in job.boxes]
+            cuts = [cut(image, boxes, classes, value) for value in thresholds]
             for annotation, masks in zip(job.boxes, zip(*cuts), strict=True):
                 found = [truth.compare(annotation["id"], mask) for mask in masks]
                 ious.append([iou for iou, *_ in found])
@@ -87,6 +95,10 @@ def threshold_sweep(
 
 def _has_mask(truth: TrueMasks, annotation: dict) -> bool:
     return bool(truth.annotations.get(annotation["id"], {}).get("segmentation"))
+
+
+def _is_known(labeler: MALLabeler, annotation: dict) -> bool:
+    return not labeler.needs_categories or annotation["category_id"] in labeler.category_ids
 
 
 def _summary(
@@ -130,22 +142,27 @@ class _Remembered(nn.Module):
 
 @contextmanager
 def _replaying(labeler: MALLabeler) -> Iterator[Any]:
-    """Gives cut(image, boxes, threshold) -> segmentations; the labeler is afterwards as before.
+    """Gives cut(image, boxes, categories, threshold) -> segmentations.
 
-    Successive calls with the same array are of the same image.
+    The labeler is afterwards as before. Successive calls with the same array are of the same image.
     """
     predictor, name = labeler.predictor, labeler.model.label_with
     before = predictor.networks, predictor.thresholds, predictor.measure
     network = _Remembered(before[0][name])
     last = None
 
-    def cut(image: np.ndarray, boxes: np.ndarray, threshold: float) -> list[dict]:
+    def cut(
+        image: np.ndarray, boxes: np.ndarray, categories: list[int], threshold: float
+    ) -> list[dict]:
         nonlocal last
         if image is not last:
             last, network.said = image, []
         network.place = 0
         predictor.thresholds = (threshold,) * len(SIZE_BINS)
-        records = predictor.predict(image, boxes, [name])[name]
+        told = {}
+        if labeler.needs_categories:
+            told["classes"] = category_classes(labeler.category_ids, categories, boxes)
+        records = predictor.predict(image, boxes, [name], **told)[name]
         return [record.segmentation for record in records]
 
     # The quality of these masks is not asked for, so the cheapest will do.

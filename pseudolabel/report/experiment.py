@@ -31,7 +31,7 @@ def _experiment(path: str | Path) -> Html:
         )
     try:
         return _tables(result)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise DataError(
             path, f"lacks or garbles {error!s:.80}", "record it again with benchmarks/"
         ) from error

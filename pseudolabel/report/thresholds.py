@@ -98,23 +98,27 @@ def _mask_sweep(path: str | Path) -> Html:
 
 
 def _is_curve(part: dict, steps: object, no_choice: bool = False) -> bool:
-    """Whether an entry has one mIoU per threshold, all of them numbers, and states the choice."""
+    """Whether an entry has one mIoU per threshold, all of them in [0, 1], and states the choice."""
     ious = part.get("mIoU")
     return (
         isinstance(steps, list)
         and isinstance(ious, list)
         and 0 < len(steps) == len(ious)
-        and all(map(is_number, [*steps, *ious]))
-        and (no_choice or is_number(part.get("chosen")))
+        and all(map(_is_share, [*steps, *ious]))
+        and (no_choice or _is_share(part.get("chosen")))
     )
+
+
+def _is_share(value: object) -> bool:
+    return is_number(value) and 0 <= value <= 1
 
 
 def _no_sweep(path: str | Path, record: str | None = None) -> DataError:
     return DataError(
         path,
         "is no sweep",
-        'write {"thresholds": [...], "mIoU": [...], "chosen": x} with lists of equal length, or '
-        "give --config-file and --weights to make it",
+        'write {"thresholds": [...], "mIoU": [...], "chosen": x} with lists of equal length '
+        "and numbers in [0, 1], or give --config-file and --weights to make it",
         record,
     )
 

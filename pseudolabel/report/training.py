@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pseudolabel.checks import is_integer, is_number
 from pseudolabel.errors import DataError
 from pseudolabel.report.charts import LINES, Axis, Line, lines
 from pseudolabel.report.markup import Html, details, join, paragraph, table
@@ -16,6 +17,8 @@ POINTS = 300
 CHARTS = 12
 # Of a class or a size bin, say; they would hide the few curves that people ask for.
 MOST_KEYS = 60
+# An axis takes differences and squares of what it shows, which must be floats too.
+LARGEST = 1e100
 
 
 @dataclass
@@ -25,7 +28,7 @@ class Run:
     Attributes:
         name: folder and file.
         curves: {key: [(iteration, value)]} by iteration; a line written again after a resume wins.
-        skipped: values that are not finite.
+        skipped: values that are not finite, or beyond `LARGEST`.
         cut: whether the last line was broken off, as a kill leaves it.
     """
 
@@ -71,15 +74,15 @@ def _row(text: str) -> dict | None:
         row = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(row, dict) and isinstance(row.get("iteration"), int)
-    return row if sound else None
+    sound = isinstance(row, dict) and is_integer(row.get("iteration"))
+    return row if sound and abs(row["iteration"]) <= LARGEST else None
 
 
 def _collect(row: dict, found: dict[str, dict[int, float]], run: Run) -> None:
     for key, value in row.items():
         if key == "iteration" or isinstance(value, bool) or not isinstance(value, int | float):
             continue
-        if math.isfinite(value):
+        if is_number(value) and abs(value) <= LARGEST:
             found.setdefault(key, {})[row["iteration"]] = float(value)
         else:
             run.skipped += 1
@@ -130,7 +133,8 @@ def training_section(paths: Sequence[str | Path]) -> Html:
 
 
 def _note(run: Run) -> Html:
-    facts = [f"{run.skipped} values that are not finite were left out"] if run.skipped else []
+    left_out = f"{run.skipped} values that are not finite, or beyond {LARGEST:g}, were left out"
+    facts = [left_out] if run.skipped else []
     facts += ["its last line is cut off, as a kill leaves it"] if run.cut else []
     return paragraph(f"{run.name}: {'; '.join(facts)}.", kind="bad") if facts else Html("")
 

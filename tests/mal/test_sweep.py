@@ -104,3 +104,28 @@ def test_only_boxes_with_a_human_mask_count(made):
     edit(json_file, lambda d: d["annotations"][1].update(iscrowd=0))
     with pytest.raises(DataError, match="holds no human mask"):
         threshold_sweep(labeler, json_file, json_file.parent)
+
+
+def test_a_class_aware_labeler_is_told_the_categories(tmp_path):
+    json_file = write_coco(tmp_path)
+    edit(json_file, lambda d: d["categories"].append({"id": 99, "name": "unknown to it"}))
+    edit(json_file, lambda d: d["annotations"][0].update(category_id=99))
+    known = [c["id"] for c in json.loads(json_file.read_text())["categories"] if c["id"] != 99]
+    cfg = tiny_config("mal/sample", json_file, tmp_path)
+    cfg.MODEL.MAL.DECODER.NUM_CLASSES = len(known)
+    torch.manual_seed(0)
+    model = MaskAutoLabeler(cfg)
+    labeler = MALLabeler(model, {"weights_sha256": "w"}, "estimate", None, known)
+    expected = []
+    for annotation in json.loads(json_file.read_text())["annotations"][1:]:
+        pixels = read_image(tmp_path / f"{annotation['image_id']}.png")
+        box = xywh_to_xyxy(np.array([annotation["bbox"]], dtype=float))
+        mask = labeler.label(pixels, box, [annotation["category_id"]])[0].segmentation
+        expected.append(TrueMasks(json_file).compare(annotation["id"], mask)[0])
+    threshold = labeler.predictor.thresholds[0]
+    sweep = threshold_sweep(labeler, json_file, tmp_path, thresholds=(threshold,))
+    assert sweep["instances"] == 7
+    assert sweep["mIoU"] == pytest.approx([np.mean(expected)])
+    labeler.category_ids = (12345,)
+    with pytest.raises(DataError, match="of a category that the labeler knows"):
+        threshold_sweep(labeler, json_file, tmp_path)

@@ -211,7 +211,13 @@ BAD = [
     ("sweep.json", '{"thresholds": [0.1], "mIoU": [NaN], "chosen": 0.1}', "is no sweep"),
     ("result.json", '{"kind": "speed"}', "of kind 'speed'"),
     ("result.json", '{"kind": "boxes_to_masks", "arms": 3}', "garbles"),
+    ("sweep.json", '{"thresholds": [0.1], "mIoU": [0.5], "chosen": 1e308}', "is no sweep"),
+    ("sweep.json", '{"thresholds": [1e308, -1e308], "mIoU": [0, 1], "chosen": 0}', "is no sweep"),
+    ("sweep.json", f'{{"thresholds": [0.1], "mIoU": [1{"0" * 400}], "chosen": 0}}', "is no sweep"),
     ("metrics.json", "", "has no curve"),
+    ("metrics.json", f'{{"iteration": 1{"0" * 400}, "total_loss": 1}}', "line 1"),
+    ("metrics.json", f'{{"iteration": 1, "total_loss": 1{"0" * 400}}}', "has no curve"),
+    ("metrics.json", '{"iteration": true, "total_loss": 1}', "line 1"),
     ("metrics.json", '{"iteration": 1}\n[]\n{"iteration": 2}', "line 2"),
 ]
 
@@ -227,6 +233,25 @@ def test_bad_input_is_one_line(folder, name, content, said):
     assert said in message
     assert "\n" not in message
     assert not (folder / "page.html").exists()
+
+
+# What a record of the labels may not be, with and without human masks.
+BAD_RECORDS = [
+    ({"quality": "high"}, "quality is 'high'"),
+    ({"quality": []}, "quality is []"),
+    ({"quality": 10**400}, "quality is 1000"),
+    ({"quality": 87.5}, "quality is 87.5"),  # percent
+    ({"agreement": True}, "agreement is True"),
+    ({"segmentation": None}, "has no mask"),
+]
+
+
+@pytest.mark.parametrize("truth", [None, "human.json"])
+@pytest.mark.parametrize(("change", "said"), BAD_RECORDS)
+def test_bad_records_are_named(folder, change, said, truth):
+    edit_json(folder / "labels.json", lambda d: d["annotations"][0].update(change))
+    message = problem_of(lambda: make(folder, truth=truth and folder / truth))
+    assert "labels.json (annotation 10): " + said in message
 
 
 def test_human_masks_of_another_data_set(folder):

@@ -17,7 +17,7 @@ from pseudolabel.report.statistics import (
     rank_correlation,
     reliability,
 )
-from pseudolabel.report.training import _thin, read_run, smoothed
+from pseudolabel.report.training import _thin, read_run, smoothed, training_section
 from pseudolabel.validation import check_labels
 from tests.pseudolabel.report_files import (
     edit_json,
@@ -208,6 +208,13 @@ def test_a_resumed_run_counts_once(tmp_path):
 def test_values_that_are_not_finite_and_a_cut_line(tmp_path):
     run = run_of(tmp_path, '{"iteration": 1, "loss": NaN, "b": 2, "c": true}\n{"iterat')
     assert (run.curves, run.skipped, run.cut) == ({"b": [(1, 2.0)]}, 1, True)
+
+
+def test_values_that_no_axis_can_hold(tmp_path):
+    rows = '{"iteration": 1, "loss": 1e308}\n{"iteration": 2, "loss": -1e308, "b": 1}\n'
+    run = run_of(tmp_path, rows)
+    assert (run.curves, run.skipped) == ({"b": [(2, 1.0)]}, 2)
+    training_section([tmp_path / "metrics.json"])
 
 
 def test_a_lone_broken_line_is_no_run(tmp_path):
