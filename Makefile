@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := PASSIVE
 # Experiments of `make results NAME=...` that are not the one of boxes_to_masks.py.
 SHORT := SOLVER.MAX_ITER 300 SOLVER.WARMUP_ITERS 30 SOLVER.CHECKPOINT_PERIOD 300 \
 	MODEL.MAL.MIL_WARMUP 30 MODEL.MAL.CRF_WARMUP 75
-RESULTS_ablation := benchmarks/ablation.py nuclei --seeds 0 1 2 --record --opts $(SHORT)
+RESULTS_ablation := benchmarks/ablation.py nuclei --seeds 0 1 2 --record ablation_nuclei --opts $(SHORT)
 RESULTS_retention := benchmarks/nuclei_retention.py --seeds 0 1 2 --record
 
 .PHONY: demo test bench results lint clean conformance independence

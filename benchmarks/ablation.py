@@ -3,7 +3,7 @@
 
     python benchmarks/ablation.py nuclei --seeds 0 1 2            # resumable; about 3 minutes of
     python benchmarks/ablation.py nuclei --rows crf_off margin_1.8 #   one core per row and seed
-    python benchmarks/ablation.py nuclei --collect-only --record
+    python benchmarks/ablation.py nuclei --collect-only --record ablation_nuclei
 
 The rows are configs/mal/ablations_NAME/*.yaml, and their base is what they inherit from. What a row
 changes is read from the merged keys. A row that changes MODEL.MAL.TEST.* alone is an evaluation of
@@ -63,15 +63,18 @@ class Row:
         return self.cfg.MODEL.MAL.SUPERVISION == "mask"
 
 
-def load_config(path: Path) -> CfgNode:
-    """A YAML over the defaults of every key of the project."""
+def load_config(path: Path, opts: Sequence[str] = ()) -> CfgNode:
+    """A YAML over the defaults of every key of the project, and overrides over it."""
     cfg = new_config()
     cfg.merge_from_file(str(path))
+    cfg.merge_from_list(list(opts))
     return cfg
 
 
-def find_rows(name: str, configs: Path = ROOT / "configs/mal") -> list[Row]:
-    """The base and the rows of an ablation, the base first.
+def find_rows(
+    name: str, opts: Sequence[str] = (), configs: Path = ROOT / "configs/mal"
+) -> list[Row]:
+    """The base and the rows of an ablation, the base first, with the overrides of every run.
 
     Raises:
         DataError: there is no such ablation, its rows have several bases, or a row changes nothing.
@@ -85,10 +88,10 @@ def find_rows(name: str, configs: Path = ROOT / "configs/mal") -> list[Row]:
     if len(bases) > 1:
         raise DataError(folder, "its rows have several bases", "let all inherit from one file")
     base = bases.pop()
-    base_cfg = load_config(base)
+    base_cfg = load_config(base, opts)
     rows = [Row("base", base, base_cfg, {})]
     for path in files:
-        cfg = load_config(path)
+        cfg = load_config(path, opts)
         changes = {
             key: new for key, (_, new) in differences(base_cfg, cfg).items() if key not in FREE
         }
@@ -208,7 +211,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--output", type=Path, help="default: output/ablation_NAME")
     add("--jobs", type=int, default=1, help="runs side by side, one core each")
     add("--collect-only", action="store_true", help="the table of the runs that are there")
-    add("--record", action="store_true", help="write docs/results/ablation_NAME.json")
+    add("--record", metavar="FILE", help="write docs/results/FILE.json, e.g. ablation_NAME")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides, e.g. for a test")
     return parser.parse_args(argv)
 
@@ -230,10 +233,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     output = args.output or ROOT / f"output/ablation_{args.name}"
     try:
-        rows = chosen(find_rows(args.name), args.rows)
+        rows = chosen(find_rows(args.name, args.opts), args.rows)
         ablation = Ablation(args.name, rows, args.seeds, output, args.jobs, args.opts)
         seconds = {} if args.collect_only else Runner(output, ablation.plan()).run()
-        result = ablation_record(ablation, seconds)
+        result = ablation_record(ablation, args.record or f"ablation_{args.name}", seconds)
         write_json(output / "result.json", result, indent=1)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one ended", file=sys.stderr)

@@ -10,6 +10,7 @@ from pseudolabel.errors import DataError
 from pseudolabel.files import expand_path, read_json
 from pseudolabel.masks import SIZE_BINS
 from pseudolabel.paired import paired_difference, spread
+from pseudolabel.retention import last_quarter_gain
 
 NETWORKS = ("teacher", "student")
 DIGITS = 4
@@ -20,11 +21,12 @@ HEADER = [
 Table = dict[str, dict[int, float]]
 
 
-def ablation_record(ablation: Any, seconds: dict[str, float]) -> dict[str, Any]:
+def ablation_record(ablation: Any, name: str, seconds: dict[str, float]) -> dict[str, Any]:
     """What the runs of an ablation measured, as a JSON-able record.
 
     Args:
         ablation: `ablation.Ablation`; runs that are not there are left out and counted.
+        name: of the result and of its section.
         seconds: wall seconds of each stage.
 
     Raises:
@@ -40,7 +42,7 @@ def ablation_record(ablation: Any, seconds: dict[str, float]) -> dict[str, Any]:
         row.name: _last_quarter_gains(ablation, row) for row in ablation.rows if row.needs_masks
     }
     result = measurement(
-        f"ablation_{ablation.name}",
+        name,
         _text(ablation, gains),
         HEADER,
         rows,
@@ -108,6 +110,9 @@ def _text(ablation: Any, gains: dict[str, dict[int, float]]) -> str:
         f"instances; {spread_of}. A row differs from the base in the keys that it names; those of "
         "MODEL.MAL.TEST use the base's weights. Sizes are by box area in px²."
     )
+    if ablation.opts:
+        pairs = zip(ablation.opts[::2], ablation.opts[1::2])
+        text += " Every run has " + ", ".join(f"{k} {v}" for k, v in pairs) + "."
     for name, values in gains.items():
         if values:
             shown = spread(list(values.values())).show(DIGITS, sign=True)
@@ -124,7 +129,7 @@ def _last_quarter_gains(ablation: Any, row: Any) -> dict[int, float]:
             continue
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
         seen = {x["iteration"]: x["teacher/mIoU"] for x in lines if "teacher/mIoU" in x}
-        earlier = [step for step in seen if step <= 0.75 * row.cfg.SOLVER.MAX_ITER]
-        if earlier and max(seen) > max(earlier):
-            gains[seed] = seen[max(seen)] - seen[max(earlier)]
+        gain = last_quarter_gain({"history": sorted(seen.items())})
+        if gain is not None:
+            gains[seed] = gain
     return gains

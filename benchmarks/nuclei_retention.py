@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from boxes_to_masks import config_files
 from stages import ROOT, Runner, Stage, StageError
 
 YARDSTICKS = ("ellipse", "grabcut", "filled_box")
@@ -58,8 +59,10 @@ def label_stages(data: Path, output: Path, seeds: list[int]) -> list[list[Stage]
         label = ["tools/label.py", "--labeler", "mal", *common, "--output", str(labels)]
         label += ["--config-file", str(run / "config.yaml"), "--weights", str(final)]
         options = {"seconds": 200, "run_dir": run, "max_iter": 600}
-        groups.append([Stage(f"mal_seed{seed}", train, [boxes], [final], **options)])
-        groups.append([Stage(f"label_mal_seed{seed}", label, [final], [labels], seconds=60)])
+        inputs = [boxes, *config_files(ROOT / "configs/mal/nuclei.yaml")]
+        groups.append([Stage(f"mal_seed{seed}", train, inputs, [final], **options)])
+        inputs = [final, run / "config.yaml"]
+        groups.append([Stage(f"label_mal_seed{seed}", label, inputs, [labels], seconds=60)])
     return groups
 
 

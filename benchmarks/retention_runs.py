@@ -69,6 +69,10 @@ class Comparison:
         cfg.merge_from_list(self.opts)
         return cfg
 
+    def keys(self) -> dict[str, Any]:
+        """The same as nested plain values, as a run's config.yaml holds them."""
+        return yaml.safe_load(self.config().dump())
+
     def plan(self) -> list[list[Stage]]:
         """The trainings that are not finished, one after another and seed by seed, so that pairs
         are complete early.
@@ -83,10 +87,10 @@ class Comparison:
 
     def _stage(self, arm: str, seed: int, max_iter: int) -> Stage | None:
         folder = run_folder(self.output.resolve(), arm, seed)
+        if (folder / "config.yaml").is_file():
+            check_run(Run(arm, seed, folder, read_config(folder), {}), self.arms[arm], self.keys())
         if is_finished(folder):
             return None
-        if (folder / "config.yaml").is_file():
-            check_run(Run(arm, seed, folder, read_config(folder), {}), self.arms[arm])
         labels = label_path(self.arms[arm], seed).resolve()
         if not labels.is_file():
             raise DataError(labels, "the file does not exist", f"make the labels of {arm} first")
@@ -128,7 +132,7 @@ class Comparison:
         runs = read_runs(self.output, list(self.arms), self.seeds)
         if not runs:
             raise DataError(self.output, "holds no finished run", "leave --collect-only out")
-        check_comparable(runs, self.arms, yaml.safe_load(self.config().dump()))
+        check_comparable(runs, self.arms, self.keys())
         arms = compare_arms(runs, self.bar)
         found = {run.folder.name for run in runs}
         asked = [run_folder(self.output, a, seed).name for seed in self.seeds for a in self.arms]

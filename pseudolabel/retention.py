@@ -14,19 +14,25 @@ from typing import Any
 import yaml
 
 from pseudolabel.config_diff import differences
+from pseudolabel.data_hashes import read_data_hashes
 from pseudolabel.errors import DataError
-from pseudolabel.files import expand_path, nan_to_null
+from pseudolabel.files import expand_path, file_hash, nan_to_null
 from pseudolabel.paired import Spread, paired_difference, paired_percent, spread
 
 HUMAN = "human"
 # A weaker model on human masks says nothing about how good other masks are.
 MIN_HUMAN_AP = 25.0
+# A run that still wins more in the last quarter of its schedule has not converged.
+CONVERGED_AP = 0.2
+# Below this, a deviation says little about chance.
+MIN_SEEDS = 3
 METRICS = {
     "mask AP": "segm/AP",
     "AP50": "segm/AP50",
     "AP75": "segm/AP75",
     "box AP (control)": "bbox/AP",
 }
+NUM_CLASSES = "MODEL.ROI_HEADS.NUM_CLASSES"
 # What two runs of one comparison may differ in; when to evaluate changes no weight.
 FREE_KEYS = {
     *("DATASETS.REGISTER", "DATASETS.TRAIN", "DATASETS.TEST"),
@@ -92,7 +98,11 @@ def last_evaluation(run_dir: Path) -> dict[str, Any]:
 
 
 def last_quarter_gain(numbers: Mapping[str, Any]) -> float | None:
-    """Mask AP that a run still won after three quarters of its schedule; None if not evaluated."""
+    """What a run still won after three quarters of its schedule; None if not evaluated before.
+
+    Args:
+        numbers: `history`: [[iteration, mask AP or another measure], ...].
+    """
     history = [(step, ap) for step, ap in numbers["history"] if ap is not None]
     if not history:
         return None
@@ -141,33 +151,41 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_comparable(
-    runs: Sequence[Run], labels: Mapping[str, str], defaults: Mapping[str, Any]
+    runs: Sequence[Run], labels: Mapping[str, str], asked: Mapping[str, Any]
 ) -> None:
     """Refuses runs that differ in more than the masks of train and the seed.
 
     Args:
         labels: arm -> training JSON that it should have seen; `{seed}` stands for the seed.
-        defaults: nested values of keys that an older run's config.yaml lacks.
+        asked: nested keys of the config that the comparison is of; also the values of keys that
+            an older run's config.yaml lacks.
 
     Raises:
         DataError: naming the run and the key.
     """
     for run in runs:
-        check_run(run, labels[run.arm])
-        changed = differences(_filled(runs[0].config, defaults), _filled(run.config, defaults))
-        _refuse_first(run, runs[0], {k: v for k, v in changed.items() if k not in FREE_KEYS})
-        _refuse_first(run, runs[0], differences(_fixed_data(runs[0]), _fixed_data(run)))
+        check_run(run, labels[run.arm], asked)
+        first = runs[0].folder.name
+        changed = differences(_filled(runs[0].config, asked), _filled(run.config, asked))
+        _refuse_first(run, first, {k: v for k, v in changed.items() if k not in FREE_KEYS})
+        _refuse_first(run, first, differences(_fixed_data(runs[0]), _fixed_data(run)))
 
 
-def check_run(run: Run, template: str) -> None:
-    """Refuses a run, finished or not, of another seed or on another label file.
+def check_run(run: Run, template: str, asked: Mapping[str, Any]) -> None:
+    """Refuses a run, finished or not, of another seed, another config or on another label file.
 
     Args:
         template: training JSON that it should have seen; `{seed}` stands for the seed.
+        asked: as of `check_comparable`.
 
     Raises:
-        DataError: naming the run's config.yaml.
+        DataError: naming the run's config.yaml, or its list of hashes.
     """
+    changed = differences(dict(asked), _filled(run.config, asked))
+    # 0 classes: the run counts them itself.
+    settled = {NUM_CLASSES} if changed.get(NUM_CLASSES, (1,))[0] == 0 else set()
+    changed = {k: v for k, v in changed.items() if k not in FREE_KEYS | settled}
+    _refuse_first(run, "the config that is asked for", changed)
     path = run.folder / "config.yaml"
     if run.config["SEED"] != run.seed:
         problem = f"SEED is {run.config['SEED']}, not the {run.seed} of the folder's name"
@@ -179,12 +197,21 @@ def check_run(run: Run, template: str) -> None:
     if given.parts[-len(tail) :] != tail:
         problem = f"DATASETS.REGISTER: it was trained on {stated}, not on {given}"
         raise DataError(path, problem, "give that file, or train this arm again")
+    seen = seen_labels(run)
+    if seen is not None and seen != file_hash(given):
+        problem = f"it was trained on {stated} as it was before: the file has changed since"
+        raise DataError(run.folder, problem, "move this run away, and train the arm again")
 
 
-def _refuse_first(run: Run, first: Run, changed: Mapping[str, tuple[Any, Any]]) -> None:
+def seen_labels(run: Run) -> str | None:
+    """sha256 of the labels of train when the run began; None where it was not written down."""
+    return read_data_hashes(run.folder).get(run.config["DATASETS"]["TRAIN"][0])
+
+
+def _refuse_first(run: Run, other: str, changed: Mapping[str, tuple[Any, Any]]) -> None:
     if changed:
         key, (old, new) = next(iter(changed.items()))
-        problem = f"{key} is {new}, but {old} in {first.folder.name}"
+        problem = f"{key} is {new}, but {old} in {other}"
         raise DataError(
             run.folder / "config.yaml", problem, "train the arms with one config and one data set"
         )
@@ -237,7 +264,7 @@ class ArmResult:
     @property
     def clears_bar(self) -> bool:
         """Whether it is above the bar by more than two deviations of the paired difference."""
-        return self.to_bar.n > 1 and self.to_bar.mean > 2 * self.to_bar.std
+        return self.to_bar.n >= MIN_SEEDS and self.to_bar.mean > 2 * self.to_bar.std
 
 
 def compare_arms(runs: Sequence[Run], bar: str) -> list[ArmResult]:

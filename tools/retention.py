@@ -53,6 +53,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     pairs = [text.partition("=") for text in args.labels]
     if not all(name and path for name, _, path in pairs) or HUMAN in (name for name, _, _ in pairs):
         parser.error(f"--labels takes ARM=JSON, with any name but {HUMAN!r}")
+    if len({name for name, _, _ in pairs}) < len(pairs) or len(set(args.seeds)) < len(args.seeds):
+        parser.error("an arm or a seed is given twice")
     args.arms = {HUMAN: args.human, **{name: path for name, _, path in pairs}}
     if args.bar not in args.arms:
         parser.error(f"--bar {args.bar} is none of the arms: {', '.join(args.arms)}")

@@ -24,6 +24,7 @@ from torch.multiprocessing import ProcessRaisedException
 from mal.categories import settle_categories
 from masksmith import new_config, register_methods
 from pseudolabel.config import changes_since_last_run, draw_seed
+from pseudolabel.data_hashes import write_data_hashes
 from pseudolabel.distributed import data_error_of, run_everywhere
 from pseudolabel.errors import DataError
 from pseudolabel.evaluation import load_complete
@@ -100,6 +101,8 @@ def main(args: Namespace) -> dict | None:
     if args.eval_only:
         return evaluate(cfg)
     trainer = Trainer(cfg)
+    if comm.is_main_process():
+        write_data_hashes(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()
 

@@ -37,7 +37,7 @@ def configs(tmp_path):
 
 @pytest.fixture
 def toy(configs):
-    rows = ablation.find_rows("toy", configs)
+    rows = ablation.find_rows("toy", configs=configs)
     return ablation.Ablation("toy", rows, [0, 1], configs / "out", opts=["SEED", "7"])
 
 
@@ -78,7 +78,7 @@ def test_commands(toy):
 
 
 def test_evaluations_wait_for_the_trainings_they_need(configs):
-    rows = ablation.find_rows("toy", configs)
+    rows = ablation.find_rows("toy", configs=configs)
     groups = ablation.Ablation("toy", rows, [0], configs / "out", jobs=3).plan()
     names = [[stage.name for stage in group] for group in groups]
     assert names == [
@@ -93,7 +93,7 @@ def test_table_pairs_by_seed(toy):
         _finish(toy, "base", seed, base)
         _finish(toy, "crf_off", seed, row)
     _finish(toy, "ceiling", 0, 0.70, history=[(74, 0.69), (99, 0.70)])
-    result = ablation_record(toy, {})
+    result = ablation_record(toy, "ablation_toy", {})
     cells = {row[0]: row for row in result["rows"]}
     assert cells["base"][2:4] == ["0.5500 ± 0.0707", ""]
     assert cells["crf_off"][2:4] == ["0.5700 ± 0.0566", "+0.0200 ± 0.0141"]
@@ -108,15 +108,15 @@ def test_table_pairs_by_seed(toy):
 
 def test_what_cannot_be_done_is_said(configs, toy, capsys):
     with pytest.raises(DataError, match="no finished run of the base"):
-        ablation_record(toy, {})
+        ablation_record(toy, "ablation_toy", {})
     with pytest.raises(DataError, match="use one of: toy"):
-        ablation.find_rows("other", configs)
+        ablation.find_rows("other", configs=configs)
     with pytest.raises(DataError, match="no row nothing"):
         ablation.chosen(toy.rows, ["nothing"])
     same = configs / "ablations_toy/same.yaml"
     write_json(same, {"_BASE_": "../base.yaml", "OUTPUT_DIR": "output/same"})
     with pytest.raises(DataError, match="changes nothing"):
-        ablation.find_rows("toy", configs)
+        ablation.find_rows("toy", configs=configs)
     assert ablation.main(["nowhere", "--collect-only"]) == 1
     assert capsys.readouterr().err.startswith("error: ")
 

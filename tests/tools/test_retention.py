@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pseudolabel.errors import DataError
+from pseudolabel.files import file_hash, write_json
 from pseudolabel.retention import last_quarter_gain
 from tests.tiny import CONFIGS, write_coco
 from tests.tools.commands import load_command
@@ -19,7 +20,7 @@ ARMS = {"human": "human.json", "mal": "mal_{seed}.json", "ellipse": "ellipse.jso
 def folder(tmp_path, monkeypatch):
     """Human masks and label files of two arms."""
     write_coco(tmp_path).rename(tmp_path / "human.json")
-    for name in ("mal_0", "mal_1", "ellipse"):
+    for name in ("mal_0", "mal_1", "mal_2", "ellipse"):
         (tmp_path / f"{name}.json").write_text((tmp_path / "human.json").read_text())
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -38,6 +39,7 @@ def arguments(*more):
         "--seeds",
         "0",
         "1",
+        "2",
         *more,
     ]
 
@@ -71,10 +73,12 @@ def finish(arm, seed, ap, history=(), **changes):
     return run
 
 
-def finish_all(human=(40.0, 42.0), mal=(39.0, 41.5), ellipse=(36.0, 38.0)):
+def finish_all(
+    human=(40.0, 42.0, 41.0), mal=(39.0, 41.5, 40.0), ellipse=(36.0, 38.0, 37.5), gain=0.1
+):
     for arm, values in (("human", human), ("mal", mal), ("ellipse", ellipse)):
         for seed, ap in enumerate(values):
-            finish(arm, seed, ap, history=[(524, ap - 0.1)])
+            finish(arm, seed, ap, history=[(524, ap - gain)])
 
 
 def test_table(folder, capsys):
@@ -82,20 +86,22 @@ def test_table(folder, capsys):
     assert command.main(arguments("--collect-only")) == 0
     text = capsys.readouterr().out
     rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if "|" in line}
-    assert "41.0 ± 1.4" in rows["human"]
-    # 39 - 40 and 41.5 - 42; 39 - 36 and 41.5 - 38; 100 x 39 / 40 and 100 x 41.5 / 42.
-    assert "| -0.8 ± 0.4 | +3.2 ± 0.4 | 98.2 ± 0.9 | 2 |" in rows["mal"]
+    assert "41.0 ± 1.0" in rows["human"]
+    # 39 - 40, 41.5 - 42, 40 - 41; 39 - 36, 41.5 - 38, 40 - 37.5; 100 x 39 / 40, ...
+    assert "| -0.8 ± 0.3 | +3.0 ± 0.5 | 98.0 ± 0.7 | 3 |" in rows["mal"]
     assert "of the paired difference: mal." in text
-    assert "gained +0.1 ± 0.0 AP" in text
+    assert "gained +0.1 ± 0.0 AP." in text
+    assert "9 runs did not write down the hash" in text
     assert "Not finished" not in text
 
 
 # AP of human masks, of MAL, of the ellipse; what is said.
 SAID = [
     ((20.0, 21.0), (19.0, 20.0), (18.0, 19.0), "under-trained"),
-    ((40.0, 40.0), (39.0, 37.0), (36.0, 38.0), "paired difference: no arm."),  # +3, -1
+    ((40.0,) * 3, (39.0, 37.0, 38.0), (36.0, 38.0, 37.0), "difference: no arm."),  # +3, -1, +1
     ((40.0,), (39.0,), (36.0,), "one seed"),
     ((40.0,), (39.0,), (36.0,), "Not finished: rcnn_human_seed1, rcnn_mal_seed1"),
+    ((), (39.0,), (36.0,), "No run on human masks is finished"),
 ]
 
 
@@ -108,7 +114,7 @@ def test_what_the_table_does_not_show_is_said(folder, human, mal, ellipse, said)
 
 # A key of one run, its value, and the name in the error.
 REFUSED = [
-    ({"SOLVER__MAX_ITER": 100}, "SOLVER.MAX_ITER is 100, but 700 in rcnn_human_seed0"),
+    ({"SOLVER__MAX_ITER": 100}, "SOLVER.MAX_ITER is 100, but 700 in the config that is asked for"),
     ({"MODEL__WEIGHTS": "other.pth"}, "MODEL.WEIGHTS"),
     ({"SEED": 5}, "SEED is 5, not the 1"),
 ]
@@ -123,6 +129,38 @@ def test_runs_of_other_settings_are_refused(folder, capsys, changes, said):
     assert error.startswith(f"error: {run}/config.yaml: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_two_seeds_prove_nothing_and_a_gain_is_no_convergence(folder):
+    finish_all((40.0, 42.0), (39.0, 41.5), (36.0, 38.0), gain=0.5)
+    text = comparison().collect("x")["text"]
+    assert "paired difference" not in text
+    assert "gained +0.5 ± 0.0 AP: they have not converged." in text
+
+
+def test_labels_that_changed_after_the_run_are_refused(folder):
+    finish("human", 0, 40.0)
+    run = finish("mal", 0, 39.0)
+    hashes = {"arm_train": file_hash(folder / "mal_0.json")}
+    write_json(run / "data_hashes.json", hashes)
+    assert "1 runs did not write down" in comparison().collect("x")["text"]
+    (folder / "mal_0.json").write_text((folder / "mal_0.json").read_text() + " ")
+    for attempt in (lambda: comparison().collect("x"), lambda: comparison().plan()):
+        with pytest.raises(DataError, match="the file has changed since"):
+            attempt()
+
+
+def test_runs_of_another_config_than_the_one_asked_for_are_refused(folder):
+    finish_all()
+    with pytest.raises(DataError, match=r"SOLVER\.MAX_ITER is 700, but 50"):
+        comparison("--opts", "SOLVER.MAX_ITER", "50").plan()
+
+
+@pytest.mark.parametrize("more", [["--seeds", "0", "0"], ["--labels", "a=x.json", "a=y.json"]])
+def test_nothing_counts_twice(folder, more, capsys):
+    with pytest.raises(SystemExit):
+        command.parse_args(arguments(*more))
+    assert "twice" in capsys.readouterr().err
 
 
 def test_other_data_is_refused(folder):
@@ -150,11 +188,12 @@ def test_what_is_left_to_train(folder):
     finish("human", 0, 40.0)
     unfinished = finish("mal", 0, 39.0)
     (unfinished / "model_final.pth").unlink()
-    (stages,) = zip(*comparison("--opts", "SOLVER.BASE_LR", "0.1").plan())
+    (stages,) = zip(*comparison("--opts", "SOLVER.MAX_ITER", "700").plan())
     # Seed by seed, so that pairs are complete early; the finished one is left alone.
     assert [stage.name for stage in stages] == [
         *("rcnn_mal_seed0", "rcnn_ellipse_seed0"),
         *("rcnn_human_seed1", "rcnn_mal_seed1", "rcnn_ellipse_seed1"),
+        *("rcnn_human_seed2", "rcnn_mal_seed2", "rcnn_ellipse_seed2"),
     ]
     for stage in stages:
         words = stage.command
@@ -162,7 +201,7 @@ def test_what_is_left_to_train(folder):
         assert "--resume" in words
         assert ARMS[arm].format(seed=seed) in words[words.index("DATASETS.REGISTER") + 1]
         assert words[words.index("SEED") + 1] == seed
-        assert words[words.index("SOLVER.BASE_LR") + 1] == "0.1"
+        assert words[words.index("SOLVER.MAX_ITER") + 1] == "700"
         # The arm that the others are divided by is looked at once before its end.
         assert ("TEST.EVAL_PERIOD" in words) == (arm == "human")
     stages[0].keep_or_clear_run()
