@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.utils import comm
 
+from pais.evaluation import NetworkEvaluator, network_evaluator
 from pais.loader import SemiSupervisedLoader, Source
 from pais.mapper import LabelledMapper, UnlabelledMapper
 from pseudolabel.errors import DataError
@@ -64,6 +65,10 @@ class SemiSupervisedPipeline(StockPipeline):
             rank=comm.get_rank(),
             world_size=world_size,
         )
+
+    def evaluator(self, cfg: CfgNode, dataset_name: str, output_dir: str) -> NetworkEvaluator:
+        """AP of teacher and student by the rules of the data set."""
+        return network_evaluator(cfg, dataset_name, output_dir)
 
 
 def labelled_records(cfg: CfgNode) -> list[dict]:
