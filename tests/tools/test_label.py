@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import mal.data  # noqa: F401  (registers its pipeline)
+from mal.mask_auto_labeler import MaskAutoLabeler
 from pseudolabel.errors import DataError
 from pseudolabel.store import output_paths
 from tests.pseudolabel.job.made import FOREIGN
-from tests.tiny import write_coco
+from tests.tiny import tiny_config, write_coco
 from tests.tools.commands import ROOT, load_command
 
 
@@ -213,6 +215,25 @@ def test_several_processes_give_the_bytes_of_one(folder):
     done = run(folder, "--labeler", "ellipse", "--workers", "2", "--shard-boxes", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     assert state(folder)["labels.json"] == before
+
+
+def test_several_processes_give_the_bytes_of_one_with_a_network(folder, monkeypatch):
+    """A tiny MAL, whose sums could depend on threads, batches and shards."""
+    cfg = tiny_config("mal/sample", folder / "instances.json", folder / "mal")
+    torch.manual_seed(0)
+    torch.save({"model": MaskAutoLabeler(cfg).state_dict()}, folder / "x.pth")
+    (folder / "config.yaml").write_text(cfg.dump())
+    monkeypatch.chdir(folder)
+    command = load_command("label")
+    given = ["--boxes", "instances.json", "--images", ".", "--output", "one.json"]
+    assert command.run(command.parse_args([*given, *MAL, "config.yaml"])) == 0
+    several = ("--workers", "2", "--shard-boxes", "2")
+    done = run(folder, *several, *MAL, "config.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert state(folder)["labels.json"] == state(folder)["one.json"]
+    manifest = json.loads((folder / "labels.manifest.json").read_text())
+    assert manifest["job"]["shards"] == 4
+    assert manifest["counts"]["mask_source"] == {"model": 8}
 
 
 # Where a signal comes: in the merge, in an import, in the building of a labeler, and between the
