@@ -3,16 +3,21 @@
 import json
 import uuid
 
+import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.utils import comm
 from torch import nn
 
 import pais.pipeline
 import pais.semi_supervised_rcnn  # noqa: F401  (these register pipeline and model)
 from pais.config import add_pais_config
 from pseudolabel.config import add_masksmith_config
+from pseudolabel.ema import unwrap
+from pseudolabel.loader import seed_everything
 from pseudolabel.registration import register_datasets
+from pseudolabel.trainer import Trainer
 from tests.tiny import CONFIGS, write_coco
 
 CLASSES = ["left", "right"]
@@ -102,3 +107,19 @@ PYRAMID = [
     *("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 1),
     *("MODEL.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO", 1),
 ]
+
+
+def train_in_this_process(args):
+    """One of several processes; all of them must end with the same networks."""
+    torch.set_num_threads(1)
+    cfg = tiny_config(args.files, args.output, *PYRAMID, *args.opts)
+    seed_everything(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    state = unwrap(trainer.model).state_dict()
+    sums = comm.all_gather({name: value.double().sum().item() for name, value in state.items()})
+    assert all(each == sums[0] for each in sums)
+    seen = comm.all_gather([s["image_id"] for s in trainer._trainer.data_loader.last_samples])
+    assert len(seen) == 2
+    assert not set(seen[0]) & set(seen[1])
