@@ -1,16 +1,33 @@
-"""Checkpoints that survive a kill and a full disk, with either build of Detectron2."""
+"""Checkpoints that run no code and survive a kill and a full disk, with either build of
+Detectron2."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 
+from pseudolabel.checkpoints import check_pickle
 from pseudolabel.errors import DataError
 from pseudolabel.files import atomic_write
 
 
-class AtomicCheckpointer(DetectionCheckpointer):
+class SafeCheckpointer(DetectionCheckpointer):
+    """Detectron2's, in every format it reads, none of which may run code."""
+
+    def _load_file(self, filename: str) -> dict:
+        if ".pkl" in Path(filename).name:
+            path = filename.partition("?")[0]
+            try:
+                check_pickle(path)
+            except (pickle.UnpicklingError, OSError) as error:
+                remedy = "take weights from a source that you trust, as .pth or .pkl of arrays"
+                raise DataError(path, f"cannot be loaded ({error})", remedy) from error
+        return super()._load_file(filename)
+
+
+class AtomicCheckpointer(SafeCheckpointer):
     """Detectron2's, except that a file is either the whole old one or the whole new one.
 
     A checkpoint and the pointer to it (`last_checkpoint`) are written beside their place, synced

@@ -5,12 +5,12 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 
-from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
-from pseudolabel.checkpoints import UNREADABLE, check_pickle, refuse_missing
+from pseudolabel.checkpointer import SafeCheckpointer
+from pseudolabel.checkpoints import UNREADABLE, refuse_missing
 from pseudolabel.errors import DataError
 from pseudolabel.files import nan_to_null, write_json
 from pseudolabel.mask_iou import TrueMasks, summarize_ious
@@ -18,17 +18,12 @@ from pseudolabel.mask_iou import TrueMasks, summarize_ious
 logger = logging.getLogger(__name__)
 
 
-class _ReportingCheckpointer(DetectionCheckpointer):
-    """Detectron2's, in every format it reads, none of which may run code.
+class _ReportingCheckpointer(SafeCheckpointer):
+    """Knows afterwards what was not in the file.
 
     Attributes:
         missing: the model's keys that are not in the file.
     """
-
-    def _load_file(self, filename: str) -> dict:
-        if ".pkl" in Path(filename).name:
-            check_pickle(filename.partition("?")[0])
-        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: dict):
         incompatible = super()._load_model(checkpoint)
@@ -48,6 +43,8 @@ def load_complete(model: nn.Module, path: str) -> None:
     checkpointer = _ReportingCheckpointer(model)
     try:
         checkpointer.load(path)
+    except DataError:
+        raise
     except (AssertionError, ValueError, *UNREADABLE) as error:
         raise DataError(path, f"cannot be loaded ({error})", "correct MODEL.WEIGHTS") from error
     refuse_missing(path, model, checkpointer.missing)

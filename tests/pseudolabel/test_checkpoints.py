@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from pseudolabel.checkpointer import AtomicCheckpointer
 from pseudolabel.checkpoints import check_pickle
 from pseudolabel.errors import DataError
 from pseudolabel.evaluation import load_complete
@@ -46,6 +47,9 @@ def test_a_pickle_that_is_more_than_weights_is_refused(tmp_path, content, said, 
     for address in (path, f"{path}?matching_heuristics=True"):
         with pytest.raises(DataError, match="cannot be loaded"):
             load_complete(torch.nn.Linear(3, 2), str(address))
+        # A training starts from MODEL.WEIGHTS in this way.
+        with pytest.raises(DataError, match="cannot be loaded"):
+            AtomicCheckpointer(torch.nn.Linear(3, 2), str(tmp_path)).load(str(address))
     assert not marker.exists()
 
 
