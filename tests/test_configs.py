@@ -1,19 +1,23 @@
 """Every YAML of `configs/`, read with suspicion: keys, names, paths, schedules, and its model."""
 
+import json
 import re
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from detectron2.modeling import build_model
 
+from mal import crops
 from masksmith import new_config, register_methods
 from pais.daloss import DALoss, score_floors
 from pseudolabel.config import config_changes
 from pseudolabel.config_diff import differences
 from pseudolabel.pipeline import build_pipeline
+from pseudolabel.quality import MEASURES
 from pseudolabel.registration import REQUIRED_KEYS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -179,7 +183,7 @@ ABLATIONS = {
     "class_aware": {".DECODER.NUM_CLASSES"},
     "no_size_bins": {".DECODER.SCALES"},
     **{f"margin_{theta}": MARGINS for theta in (0.6, 0.8, "1.0", 1.4, 1.6)},
-    "margin_independent": {".MARGIN_GATED"},
+    "margin_independent": {*MARGINS, ".MARGIN_GATED"},  # theta of the notes is a factor
     "border_reflect": {".BORDER"},
     "border_replicate": {".BORDER"},
     "mil_weight_2": {".MIL_WEIGHT"},
@@ -187,11 +191,13 @@ ABLATIONS = {
     "crf_weight_0.25": {".CRF_WEIGHT"},
     "crf_weight_1": {".CRF_WEIGHT"},
     "crf_off": {".CRF_WEIGHT"},
-    "crf_paper_kernel": {".CRF.ZETA", ".CRF.OMEGA"},
+    "crf_paper_kernel": {".CRF.ZETA", ".CRF.OMEGA"},  # both; the next two change one each
+    "crf_zeta_0.5": {".CRF.ZETA"},
+    "crf_omega_2": {".CRF.OMEGA"},
     "crf_unary": {".CRF.UNARY"},
     "crf_clean_guidance": {".CRF.GUIDANCE"},
     "crf_at_test": {".TEST.CRF_ITERATIONS"},
-    "teacher_off": {".TEACHER"},
+    "teacher_off": {".TEACHER", ".TEST.QUALITY"},  # a measure of one network
     "label_teacher": {".TEST.NETWORK"},
     "threshold_0.3": {".TEST.THRESHOLDS"},
     "threshold_0.5": {".TEST.THRESHOLDS"},
@@ -208,7 +214,8 @@ NUCLEI = {
     "margin_0.6": MARGINS,
     "margin_1.8": MARGINS,
     **{f"threshold_{t}": {".TEST.THRESHOLDS"} for t in (0.1, 0.3, 0.7)},
-    "ceiling": {".SUPERVISION", "TEST.EVAL_PERIOD"},  # which tells whether it has converged
+    # A schedule to converge in, and the evaluation that tells whether it has.
+    "ceiling": {".SUPERVISION", "SOLVER.MAX_ITER", "TEST.EVAL_PERIOD"},
 }
 # MODEL.PAIS is left out here.
 PAIS = {
@@ -284,33 +291,89 @@ def test_every_ablation_is_listed():
     assert found <= MAY_DIFFER.keys()
 
 
+def mal_runs():
+    """Configs of MAL with their paths."""
+    return [(path, load(path)) for path in RUNS if path.relative_to(CONFIGS).parts[0] == "mal"]
+
+
 def test_a_margin_of_training_and_test_belong_together():
-    """The crop at test is the mean of the training crops: half of the budget, in all rows."""
-    for path in RUNS:
-        cfg = load(path).MODEL.MAL
-        if path.parts[-3] == "mal" and cfg.MARGIN_GATED:
-            assert pytest.approx(cfg.MARGIN / 2) == cfg.TEST_MARGIN, path
+    """The crop at test is as large as the mean of the training crops, in all rows."""
+    mal = [(path.name, cfg.MODEL.MAL) for path, cfg in mal_runs()]
+    seen = {(m.MARGIN, m.MARGIN_GATED, m.TEST_MARGIN): name for name, m in mal}
+    assert (0.2, False, 0.2) in seen, "sides drawn alone"
+    box = (0, 0, 10_000, 10_000)
+    for (margin, gated, at_test), name in seen.items():
+        rng = np.random.default_rng(0)
+        windows = [crops.train_window(box, rng, margin, gated) for _ in range(1000)]
+        mean = np.mean([(window.height, window.width) for window in windows])
+        assert mean == pytest.approx(crops.test_window(box, at_test).width, rel=0.01), name
 
 
-def test_the_paper_configs_hold_the_papers_values():
+def test_without_a_teacher_the_student_can_label():
+    """Such a run would train for hours and then label nothing."""
+    alone = [cfg.MODEL.MAL.TEST for _, cfg in mal_runs() if not cfg.MODEL.MAL.TEACHER]
+    assert {test.NETWORK for test in alone} == {"student"}
+    assert not [test for test in alone if "other" in MEASURES[test.QUALITY].views]
+
+
+def test_the_ceiling_is_evaluated_at_three_quarters_of_a_longer_schedule():
+    """Its last quarter tells whether it has converged; the rows beside it have half as long."""
+    ceiling = load(CONFIGS / "mal/ablations_nuclei/ceiling.yaml")
+    assert ceiling.SOLVER.MAX_ITER >= 2 * load(CONFIGS / "mal/nuclei.yaml").SOLVER.MAX_ITER
+    assert ceiling.TEST.EVAL_PERIOD == 0.75 * ceiling.SOLVER.MAX_ITER
+
+
+# Keys of MODEL.MAL by the fact sheet: of the released code, but for the stem (its section 9).
+PAPER = {
+    **{"CROP_SIZE": 512, "MAP_SIZE": 128, "MIN_AREA": 2048, "MAX_AREA": 1e10},
+    **{"MARGIN": 1.2, "MARGIN_GATED": True, "TEST_MARGIN": 0.6},
+    **{"BORDER": "wrap", "BOX_INCLUSIVE": True, "SUPERVISION": "box"},
+    **{"ENCODER.NAME": "vit_base_patch16_224", "ENCODER.DROP_PATH": 0, "ENCODER.STEM": "patch"},
+    "ENCODER.WEIGHTS": "timm:vit_base_patch16_224.mae",
+    **{"DECODER.NAME": "attention", "DECODER.HIDDEN_DIM": 256, "DECODER.OUT_DIM": 256},
+    **{"DECODER.NUM_CLASSES": 0, "DECODER.NUM_CONVS": 4},
+    **{"DECODER.SCALES": (0.5, 1, 2), "DECODER.UPSAMPLE": 2},
+    **{"MIL_WEIGHT": 4, "MIL_WARMUP": 1000, "CRF_WEIGHT": 0.5, "CRF_WARMUP": 4000},
+    **{"CRF.ZETA": 0.1, "CRF.OMEGA": 1, "CRF.KERNEL_SIZE": 3, "CRF.ITERATIONS": 100},
+    **{"CRF.GUIDANCE": "student", "CRF.UNARY": 0, "CRF.LOW": 0.1, "CRF.HIGH": 0.9},
+    **{"TEACHER": True, "TEACHER_MOMENTUM": 0.996},
+    **{"TEST.NETWORK": "student", "TEST.THRESHOLDS": (0.1, 0.1, 0.1), "TEST.CRF_ITERATIONS": 0},
+}
+
+
+@pytest.mark.parametrize("name", ["coco", "lvis_v1"])
+def test_the_paper_configs_hold_the_papers_values(name):
     """Once more, from the fact sheet and independent of the files."""
-    for name in ("coco", "lvis_v1"):
-        cfg = load(CONFIGS / f"mal/{name}_vit_base.yaml")
-        own, solver = cfg.MODEL.MAL, cfg.SOLVER
-        assert (own.CROP_SIZE, own.MAP_SIZE, own.MIN_AREA) == (512, 128, 2048)
-        assert (own.MARGIN, own.TEST_MARGIN, own.MARGIN_GATED) == (1.2, 0.6, True)
-        assert (own.MIL_WEIGHT, own.MIL_WARMUP) == (4.0, 1000)
-        assert (own.CRF_WEIGHT, own.CRF_WARMUP) == (0.5, 4000)
-        assert (own.CRF.ZETA, own.CRF.KERNEL_SIZE, own.CRF.ITERATIONS) == (0.1, 3, 100)
-        assert (own.CRF.LOW, own.CRF.HIGH, own.TEACHER_MOMENTUM) == (0.1, 0.9, 0.996)
-        assert own.TEST.THRESHOLDS == (0.1, 0.1, 0.1)
-        assert own.TEST.NETWORK == "student"
-        # 8 GPUs x 4 crops; one epoch of ten warms up; the cosine ends at a fifth.
-        assert solver.IMS_PER_BATCH * own.CROPS_PER_IMAGE == 32
-        assert solver.LR_PER_SAMPLE * 32 == pytest.approx(solver.BASE_LR) == 4.8e-5
-        assert pytest.approx(0.2 * solver.BASE_LR) == solver.BASE_LR_END
-        assert solver.WARMUP_ITERS == solver.MAX_ITER / 10
-        assert (solver.WEIGHT_DECAY, solver.BETAS, solver.EPS) == (5e-4, (0.9, 0.9), 1e-8)
+    cfg = load(CONFIGS / f"mal/{name}_vit_base.yaml")
+    own, solver = cfg.MODEL.MAL, cfg.SOLVER
+    found = {key: reduce(lambda node, part: node[part], key.split("."), own) for key in PAPER}
+    assert found == PAPER
+    # 8 GPUs x 4 crops; one epoch of ten warms up; the cosine ends at a fifth.
+    assert solver.IMS_PER_BATCH * own.CROPS_PER_IMAGE == 32
+    assert solver.LR_PER_SAMPLE * 32 == pytest.approx(solver.BASE_LR) == 4.8e-5
+    assert pytest.approx(0.2 * solver.BASE_LR) == solver.BASE_LR_END
+    assert solver.WARMUP_ITERS == solver.MAX_ITER / 10
+    assert (solver.WEIGHT_DECAY, solver.BETAS, solver.EPS) == (5e-4, (0.9, 0.9), 1e-8)
+    assert (solver.OPTIMIZER, solver.AMP.ENABLED) == ("AdamW", True)
+    assert (solver.LR_SCHEDULER_NAME, solver.WARMUP_FACTOR) == ("WarmupCosineLR", 0)
+
+
+# Annotations of the training file, crowds among them; a sample of it.
+COUNTS = {
+    "coco": (860_000, "coco_dev/annotations/instances_train.json"),
+    "lvis_v1": (1_270_000, "lvis_dev/annotations/lvis_v0.5_val_subset.json"),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_paper_configs_run_for_ten_epochs_of_what_they_train_on(name, data_dir):
+    """An epoch is over the boxes above MIN_AREA: 1.8 and 2.8 times fewer than all."""
+    cfg = load(CONFIGS / f"mal/{name}_vit_base.yaml")
+    total, sample = COUNTS[name]
+    boxes = json.loads((data_dir / sample).read_text())["annotations"]
+    areas = [np.prod(box["bbox"][2:]) for box in boxes if not box.get("iscrowd", 0)]
+    epoch = total * (np.array(areas) > 2048).sum() / len(boxes) / 32
+    assert pytest.approx(10 * epoch, rel=0.01) == cfg.SOLVER.MAX_ITER
 
 
 # Config; schedule and what else Detectron2's model of that name holds.
