@@ -92,6 +92,6 @@ def read_job_image(
     image = read_image(path)
     if "height" in job.image:
         check_image_size(image, name, job.image["height"], job.image["width"])
-    if stated is not None and file_hash(path) != stated:
+    if stated is not None and file_hash(path) != str(stated).lower():
         raise DataError(name, "is not the file of the JSON's sha256", "restore that file")
     return image

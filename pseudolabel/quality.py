@@ -14,8 +14,9 @@ import numpy as np
 
 from pseudolabel.masks import mask_iou
 
-# Half width of the band of thresholds that `stability` asks about.
-DELTA = 0.4
+# Half width of the band of thresholds that `stability` asks about, as a share of the way from the
+# threshold to the nearer end of [0, 1]: .4 at a threshold of .5.
+DELTA = 0.8
 # Keeps logarithms finite.
 _FLOOR = 1e-4
 _SMALL = 0.05
@@ -77,12 +78,14 @@ def mean_probability(probability: np.ndarray, mask: np.ndarray) -> float:
 
 
 def stability(probability: np.ndarray, threshold: float, delta: float = DELTA) -> float:
-    """IoU of the masks at threshold + delta and at threshold - delta; 0 where nothing is above.
+    """IoU of the masks at threshold + d and threshold - d, d = delta * min(threshold, 1 - threshold);
+    0 where nothing is above.
 
     The stricter mask lies in the looser one, so this is the ratio of their sizes.
     """
-    loose = np.count_nonzero(probability > threshold - delta)
-    return np.count_nonzero(probability > threshold + delta) / loose if loose else 0.0
+    half = delta * min(threshold, 1 - threshold)
+    loose = np.count_nonzero(probability > threshold - half)
+    return np.count_nonzero(probability > threshold + half) / loose if loose else 0.0
 
 
 def decision(probability: np.ndarray) -> float:

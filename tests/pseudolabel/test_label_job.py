@@ -245,6 +245,18 @@ def test_lvis_names_its_images_by_url(tmp_path):
     assert labels["images"][0]["file_name"] == "1.png"
 
 
+@pytest.mark.parametrize(("change", "rejected"), [(str.upper, 0), (lambda _: "0" * 64, 1)])
+def test_an_image_with_a_stated_hash_must_have_it(tmp_path, change, rejected):
+    path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
+    data = json.loads(path.read_text())
+    image = data["images"][0]
+    digest = hashlib.sha256((tmp_path / image["file_name"]).read_bytes()).hexdigest()
+    image["sha256"] = change(digest)
+    path.write_text(json.dumps(data))
+    _, rejects, _ = run(tmp_path, path)
+    assert len(rejects) == rejected
+
+
 def test_manifest_is_last_and_proves_labels_and_rejects(tmp_path, monkeypatch):
     order, replace = [], os.replace
 

@@ -61,10 +61,11 @@ def test_mean_probability(probability, mask, expected):
 @pytest.mark.parametrize(
     ("values", "threshold", "delta", "expected"),
     [
-        ([0.95, 0.6, 0.3, 0.05], 0.5, 0.3, 1 / 3),
-        ([0.95, 0.05], 0.5, 0.4, 1.0),  # certain: no threshold matters
-        ([0.4, 0.4], 0.5, 0.05, 0.0),  # nothing above even the lower one
-        ([0.0, 0.9], 0.1, 0.3, 0.5),  # the lower threshold falls below 0: all is above
+        ([0.95, 0.6, 0.3, 0.05], 0.5, 0.6, 1 / 3),
+        ([0.95, 0.05], 0.5, 0.8, 1.0),  # certain: no threshold matters
+        ([0.4, 0.4], 0.5, 0.1, 0.0),  # nothing above even the lower one
+        ([0.5, 0.95], 0.7, 0.8, 0.5),  # .46 and .94: the band stays between 0 and 1
+        ([0.0, 0.01, 0.9], 0.1, 0.8, 1.0),  # .02 and .18
     ],
 )
 def test_stability(values, threshold, delta, expected):
