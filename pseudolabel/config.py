@@ -19,7 +19,7 @@ def add_masksmith_config(cfg: CfgNode) -> None:
     cfg.DATASETS.REGISTER = []
     # Name of the data pipeline in `pseudolabel.pipeline.PIPELINES`: what a batch is.
     cfg.INPUT.PIPELINE = "StockPipeline"
-    # "SGD" (Detectron2's) or "AdamW".
+    # "SGD" (Detectron2's) or "AdamW", to which weights, biases and norms are all alike.
     cfg.SOLVER.OPTIMIZER = "SGD"
     # AdamW only: beta 1, beta 2 and epsilon.
     cfg.SOLVER.BETAS = (0.9, 0.999)

@@ -25,13 +25,14 @@ def learning_rate(cfg: CfgNode, samples_per_step: int) -> float:
         samples_per_step: of one optimizer step: over all processes and accumulated batches.
 
     Raises:
-        ValueError: a negative LR_PER_SAMPLE, or a step without samples.
+        DataError: a negative LR_PER_SAMPLE, or a step without samples.
     """
     per_sample = cfg.SOLVER.LR_PER_SAMPLE
     if per_sample < 0 or samples_per_step < 1:
-        raise ValueError(
-            f"SOLVER.LR_PER_SAMPLE {per_sample} x {samples_per_step} samples a step is no learning"
-            " rate: use 0 (off) or more, and at least one sample"
+        raise DataError(
+            f"SOLVER.LR_PER_SAMPLE {per_sample}",
+            f"times {samples_per_step} samples a step is no learning rate",
+            "use 0 (off) or more, and at least one sample",
         )
     return per_sample * samples_per_step if per_sample else cfg.SOLVER.BASE_LR
 
@@ -48,16 +49,27 @@ def with_learning_rate(cfg: CfgNode, samples_per_step: int, unit: str = "samples
     Returns:
         A frozen copy whose LR_PER_SAMPLE is 0, so that doing it twice changes nothing; `cfg` itself
         where the key is 0 already.
+
+    Raises:
+        DataError: of `learning_rate`; a BASE_LR_END above BASE_LR, or a BASE_LR of 0.
     """
     rate, per_sample = learning_rate(cfg, samples_per_step), cfg.SOLVER.LR_PER_SAMPLE
     if not per_sample:
         logger.info("lr %.3g for %d %s a step", rate, samples_per_step, unit)
         return cfg
     logger.info("lr %.3g = %.3g x %d %s", rate, per_sample, samples_per_step, unit)
+    base, end = cfg.SOLVER.BASE_LR, cfg.SOLVER.BASE_LR_END
+    if not 0 <= end <= base or base == 0:
+        raise DataError(
+            "SOLVER.BASE_LR and BASE_LR_END",
+            f"{base} and {end} do not say at which part of the learning rate it ends, which is all "
+            "that they mean beside SOLVER.LR_PER_SAMPLE",
+            "change SOLVER.LR_PER_SAMPLE for another rate, or set it to 0 to use BASE_LR",
+        )
     scaled = cfg.clone()
     scaled.defrost()
     # In this order a ratio of at most 1 stays one after rounding, which the schedules demand.
-    scaled.SOLVER.BASE_LR_END = rate * (cfg.SOLVER.BASE_LR_END / cfg.SOLVER.BASE_LR)
+    scaled.SOLVER.BASE_LR_END = rate * (end / base)
     scaled.SOLVER.BASE_LR, scaled.SOLVER.LR_PER_SAMPLE = rate, 0.0
     scaled.freeze()
     return scaled
@@ -67,18 +79,21 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """AdamW over all trainable parameters, in one group without `SOLVER.LAYER_DECAY`.
 
     With it there is one group per layer, the learning rate of layer i of n being
-    BASE_LR x LAYER_DECAY^(n - 1 - i). Weight decay is the same for all. Then `settle_optimizer`.
+    BASE_LR x LAYER_DECAY^(n - 1 - i). Weight decay and rate make no difference between weights,
+    biases and norms. Then `settle_optimizer`.
 
     Args:
         model: with layer decay, one of its modules has `layer_of` (see `layers_of`).
 
     Raises:
-        ValueError: LAYER_DECAY outside ]0, 1], or no module that knows its layers; as of
-            `settle_optimizer`.
+        DataError: LAYER_DECAY outside ]0, 1], or no module that knows its layers; a key that only
+            Detectron2's SGD obeys; as of `settle_optimizer`.
     """
     base, decay = cfg.SOLVER.BASE_LR, cfg.SOLVER.LAYER_DECAY
     if not 0 < decay <= 1:
-        raise ValueError(f"SOLVER.LAYER_DECAY {decay}: use a factor above 0 and up to 1 (none)")
+        remedy = "use a factor above 0 and up to 1 (none)"
+        raise DataError(f"SOLVER.LAYER_DECAY {decay}", "is no factor", remedy)
+    _refuse_keys_of_sgd(cfg)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if decay == 1:
         groups = [{"params": list(trained.values())}]
@@ -97,6 +112,21 @@ def build_adamw(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     )
     settle_optimizer(cfg, model, optimizer)
     return optimizer
+
+
+def _refuse_keys_of_sgd(cfg: CfgNode) -> None:
+    """Biases and norms are parameters as all others here; who states otherwise shall know."""
+    solver = cfg.SOLVER
+    # Detectron2's default of the second is no decay of norms, which AdamW has never followed here.
+    accepted = {
+        "BIAS_LR_FACTOR": (1.0,),
+        "WEIGHT_DECAY_NORM": (0.0, solver.WEIGHT_DECAY),
+        "WEIGHT_DECAY_BIAS": (None, solver.WEIGHT_DECAY),
+    }
+    for key, values in accepted.items():
+        if solver[key] not in values:
+            problem = f"is {solver[key]}, and SOLVER.OPTIMIZER 'AdamW' treats all parameters alike"
+            raise DataError(f"SOLVER.{key}", problem, f"leave it at {values[0]}, or use 'SGD'")
 
 
 def without_full_model_clipping(cfg: CfgNode) -> CfgNode:
@@ -182,14 +212,13 @@ def layers_of(model: nn.Module, names: list[str]) -> dict[str, Layer]:
     last layer.
 
     Raises:
-        ValueError: no module of the model has `layer_of`, or one gives a layer that it has not.
+        DataError: no module of the model has `layer_of`.
+        ValueError: one gives a layer that it has not.
     """
     experts = dict(_experts(model))
     if not experts:
-        raise ValueError(
-            f"SOLVER.LAYER_DECAY: no part of {type(model).__name__} knows its layers (a method"
-            " layer_of). Use a ViT encoder, or set it to 1"
-        )
+        problem = f"no part of {type(model).__name__} knows its layers (a method layer_of)"
+        raise DataError("SOLVER.LAYER_DECAY", problem, "use a ViT encoder, or set it to 1")
     found: dict[str, Layer] = {}
     for name in names:
         owner = max((path for path in experts if name.startswith(path)), key=len, default=None)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from pseudolabel.checkpointer import AtomicCheckpointer
 from pseudolabel.distributed import data_parallel_on
 from pseudolabel.ema import unwrap
+from pseudolabel.errors import DataError
 from pseudolabel.hooks import StepSeed, TeacherUpdate
 from pseudolabel.inner_trainer import InnerTrainer
 from pseudolabel.loader import TrainLoader
@@ -91,16 +92,20 @@ class Trainer(DefaultTrainer):
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         """Detectron2's SGD, or AdamW (`SOLVER.OPTIMIZER`), settled by `settle_optimizer`.
 
+        SGD has no use for `SOLVER.BETAS` and `SOLVER.EPS`, which are not looked at then.
+
         Raises:
-            ValueError: another name, SGD with keys that only AdamW obeys, or a part of the model
-                that is to have another learning rate is not there.
+            DataError: another name, SGD with a LAYER_DECAY, AdamW with a key that only SGD obeys,
+                or a part of the model that is to have another learning rate is not there.
         """
         if cfg.SOLVER.OPTIMIZER == "AdamW":
             return build_adamw(cfg, model)
         if cfg.SOLVER.OPTIMIZER != "SGD":
-            raise ValueError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}: use 'SGD' or 'AdamW'")
+            name = f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r}"
+            raise DataError(name, "is unknown", "use 'SGD' or 'AdamW'")
         if cfg.SOLVER.LAYER_DECAY != 1:
-            raise ValueError("SOLVER.LAYER_DECAY needs SOLVER.OPTIMIZER 'AdamW'; else set it to 1")
+            problem = "needs SOLVER.OPTIMIZER 'AdamW'"
+            raise DataError("SOLVER.LAYER_DECAY", problem, "use that, or set it to 1")
         optimizer = super().build_optimizer(without_full_model_clipping(cfg), model)
         settle_optimizer(cfg, model, optimizer)
         return optimizer
@@ -168,8 +173,9 @@ class Trainer(DefaultTrainer):
             path = self._dump(str(error))
             raise FloatingPointError(
                 f"{error}\nThe batch, the weights and the optimizer state are in {path}. "
-                "Remedy: look at the named images, lower SOLVER.BASE_LR or enable "
-                "SOLVER.CLIP_GRADIENTS, then continue from the last checkpoint with --resume."
+                "Remedy: look at the named images, lower the learning rate (SOLVER.LR_PER_SAMPLE "
+                "where it is not 0, else SOLVER.BASE_LR) or enable SOLVER.CLIP_GRADIENTS, then "
+                "continue from the last checkpoint with --resume."
             ) from error
 
     def _dump(self, message: str) -> Path:

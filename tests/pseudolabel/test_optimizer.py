@@ -350,3 +350,35 @@ def test_it_serves_sgd_and_the_schedule_alike():
 def test_rates_that_are_none_are_refused(per_sample, samples):
     with pytest.raises(ValueError, match="no learning rate"):
         learning_rate(config("SOLVER.LR_PER_SAMPLE", per_sample), samples)
+
+
+@pytest.mark.parametrize(
+    ("base", "end"),
+    [
+        (4e-5, 5e-5),  # BASE_LR was lowered, in the belief that it is the learning rate
+        (0.0, 0.0),
+        (1e-3, -1e-4),
+    ],
+)
+def test_an_end_that_is_no_part_of_the_rate_is_refused(base, end):
+    cfg = config("SOLVER.BASE_LR", base, "SOLVER.BASE_LR_END", end, "SOLVER.LR_PER_SAMPLE", 1e-6)
+    with pytest.raises(DataError, match=r"BASE_LR_END: .* change SOLVER\.LR_PER_SAMPLE"):
+        with_learning_rate(cfg, 32)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("BIAS_LR_FACTOR", 2.0), ("WEIGHT_DECAY_NORM", 0.01), ("WEIGHT_DECAY_BIAS", 0.0)],
+)
+def test_keys_that_adamw_does_not_obey_are_refused_and_sgd_takes_them(key, value):
+    options = (f"SOLVER.{key}", value, "SOLVER.WEIGHT_DECAY", 0.05)
+    with pytest.raises(DataError, match=rf"SOLVER\.{key}: is {value}, .* or use 'SGD'"):
+        Trainer.build_optimizer(config(*options, "SOLVER.OPTIMIZER", "AdamW"), nn.Linear(2, 2))
+    Trainer.build_optimizer(config(*options, "SOLVER.OPTIMIZER", "SGD"), nn.Linear(2, 2))
+
+
+def test_keys_that_ask_for_what_adamw_does_anyway_are_taken():
+    options = ("SOLVER.WEIGHT_DECAY_NORM", 0.05, "SOLVER.WEIGHT_DECAY_BIAS", 0.05)
+    cfg = config(*options, "SOLVER.WEIGHT_DECAY", 0.05, "SOLVER.OPTIMIZER", "AdamW")
+    optimizer = Trainer.build_optimizer(cfg, nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.05]
