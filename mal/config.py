@@ -4,7 +4,13 @@ from detectron2.config import CfgNode
 
 
 def add_mal_config(cfg: CfgNode) -> None:
-    """Adds `MODEL.MAL.*` in place. Defaults are the paper's, but for MIN_AREA and THRESHOLDS."""
+    """Adds `MODEL.MAL.*` in place.
+
+    Defaults are those of the authors' released code, but for MIN_AREA (2048 there, which leaves all
+    small boxes out), TEST.THRESHOLDS (.1), ENCODER.STEM ("conv", untrained) and ENCODER.WEIGHTS
+    (MAE's; no default shall download). Keys that the code lacks change no mask by default.
+    `configs/_base_/mal_vit_base.yaml` names the source of each value.
+    """
     mal = cfg.MODEL.MAL = CfgNode()
     _add_sample_keys(mal)
     _add_network_keys(mal)
@@ -39,7 +45,8 @@ def _add_sample_keys(mal: CfgNode) -> None:
     # Expansion of a crop at test time: .6 gives 1.3x the box, the mean of the training crops.
     mal.TEST_MARGIN = 0.6
     # The pixel at the far edge belongs to the box (the released code): one too many where the box
-    # ends on a whole number, as boxes drawn around masks do.
+    # ends on a whole number, as boxes drawn around masks do. In training alone: a label ends where
+    # the box covers the centres of pixels.
     mal.BOX_INCLUSIVE = True
     # Boxes of at most MIN_AREA or at least MAX_AREA square pixels are not trained on (paper: 2048).
     mal.MIN_AREA = 0.0
@@ -48,8 +55,9 @@ def _add_sample_keys(mal: CfgNode) -> None:
     # "replicate".
     mal.BORDER = "wrap"
     # n: crops that one decoded image gives in a row; a batch holds IMS_PER_BATCH x n. Every box is
-    # still drawn once per epoch, but those of a batch are correlated: up to n of them share an
-    # image. What an image has beyond a multiple of n is put together with the rest of others.
+    # still drawn once per epoch (up to n - 1 of them twice, where n does not divide their number),
+    # but those of a batch are correlated: up to n of them share an image. What an image has beyond
+    # a multiple of n is put together with the rest of others.
     mal.CROPS_PER_IMAGE = 1
     # "box": MAL. "mask": dice and cross-entropy on human masks, the ceiling to compare with.
     mal.SUPERVISION = "box"
@@ -115,7 +123,9 @@ def _add_loss_keys(mal: CfgNode) -> None:
     mal.CRF.ZETA = 0.1
     # omega: factor of the kernel (the released code parses it and uses 1).
     mal.CRF.OMEGA = 1.0
-    # Side of the neighbourhood in pixels of the map.
+    # Side of the neighbourhood in pixels of the map; odd. From 5 on a flat region of one colour can
+    # turn to background as a whole: so many equal neighbours push both products of the update
+    # below the 1e-6 in its denominator.
     mal.CRF.KERNEL_SIZE = 3
     # Updates of the state q.
     mal.CRF.ITERATIONS = 100

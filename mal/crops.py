@@ -1,4 +1,4 @@
-"""Geometry of one MAL sample: a window around a box, the crop, the box mask, the way back.
+"""Geometry of one MAL sample: a window around a box, the crop, the box mask.
 
 Legend: H, W image size in pixels; S side of the square crop after resizing.
 Boxes are XYXY, absolute, float, in the coordinate frame of the image array. Every function that
@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
 
 Box = Sequence[float] | np.ndarray
@@ -134,26 +132,6 @@ def wrap_crop(array: np.ndarray, window: Window, border: str = "wrap") -> np.nda
     return array[np.ix_(rows, columns)]
 
 
-def zero_crop(array: np.ndarray, window: Window) -> np.ndarray:
-    """Cut a window out; what lies outside the image is 0.
-
-    Args:
-        array: (H, W) or (H, W, C).
-        window: any position.
-
-    Returns:
-        (window.height, window.width[, C]), same dtype.
-    """
-    height, width = array.shape[:2]
-    crop = np.zeros((window.height, window.width, *array.shape[2:]), dtype=array.dtype)
-    rows, columns = _overlap(window, height, width)
-    crop[
-        rows.start - window.y0 : rows.stop - window.y0,
-        columns.start - window.x0 : columns.stop - window.x0,
-    ] = array[rows, columns]
-    return crop
-
-
 def box_mask(box: Box, height: int, width: int, inclusive: bool = True) -> np.ndarray:
     """Filled box as an image mask, at least one pixel wide.
 
@@ -209,35 +187,6 @@ def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return mask[np.ix_(rows, columns)]
 
 
-def paste(
-    prob: torch.Tensor | np.ndarray, window: Window, height: int, width: int
-) -> tuple[np.ndarray, int, int]:
-    """Bring a square probability map back to image pixels, without a canvas of image size.
-
-    Args:
-        prob: float (S, S), map of the whole window.
-        window: where the map belongs.
-        height, width: image size, pixels.
-
-    Returns:
-        (patch, y0, x0): float32 (h, w) for image rows y0 .. y0 + h and columns x0 .. x0 + w, the
-        part of the window inside the image; empty if there is none.
-    """
-    rows, columns = _overlap(window, height, width)
-    if rows.start == rows.stop or columns.start == columns.stop:
-        empty = np.zeros((rows.stop - rows.start, columns.stop - columns.start), dtype=np.float32)
-        return empty, rows.start, columns.start
-    source = torch.as_tensor(prob).detach().float()[None, None]
-    full = F.interpolate(
-        source, size=(window.height, window.width), mode="bilinear", align_corners=False
-    )[0, 0]
-    patch = full[
-        rows.start - window.y0 : rows.stop - window.y0,
-        columns.start - window.x0 : columns.stop - window.x0,
-    ]
-    return patch.contiguous().cpu().numpy(), rows.start, columns.start
-
-
 def _corners(box: Box) -> tuple[float, float, float, float]:
     values = np.asarray(box, dtype=np.float64)
     if values.shape != (4,) or not np.isfinite(values).all():
@@ -265,15 +214,3 @@ def _expand(box: Box, left: float, right: float, top: float, bottom: float) -> W
 
 def _inside(window: Window, height: int, width: int) -> bool:
     return window.y0 >= 0 and window.x0 >= 0 and window.y1 <= height and window.x1 <= width
-
-
-def _overlap(window: Window, height: int, width: int) -> tuple[slice, slice]:
-    """Rows and columns of the image inside the window; start == stop where there are none."""
-    spans = []
-    for start, stop, limit in (
-        (window.y0, window.y1, height),
-        (window.x0, window.x1, width),
-    ):
-        first = min(max(start, 0), limit)
-        spans.append(slice(first, max(first, min(stop, limit))))
-    return spans[0], spans[1]

@@ -11,6 +11,7 @@ from detectron2.data.samplers import InferenceSampler
 from detectron2.structures import BoxMode
 from torch.utils.data import DataLoader, Dataset
 
+from mal.config_check import check_mal_config
 from mal.crops import box_mask, resize_image, resize_mask, train_window, wrap_crop
 from mal.views import student_view
 from pseudolabel.errors import DataError
@@ -293,10 +294,9 @@ class BoxCropPipeline:
         """Crops that each of `SOLVER.IMS_PER_BATCH` stands for.
 
         Raises:
-            ValueError: below 1.
+            DataError: of `check_mal_config`.
         """
-        if cfg.MODEL.MAL.CROPS_PER_IMAGE < 1:
-            raise ValueError(f"MODEL.MAL.CROPS_PER_IMAGE {cfg.MODEL.MAL.CROPS_PER_IMAGE}: use >= 1")
+        check_mal_config(cfg)
         return cfg.MODEL.MAL.CROPS_PER_IMAGE
 
     def train_loader(self, cfg: CfgNode) -> TrainLoader:
@@ -304,8 +304,9 @@ class BoxCropPipeline:
 
         n = CROPS_PER_IMAGE > 1 puts n boxes of one image side by side, which is decoded once for
         them; the boxes that an image has beyond a multiple of n share crops with those of other
-        images. So each box is seen once in an epoch with any n, but the boxes of a batch are
-        correlated: it holds up to n times fewer images than crops.
+        images. So each box is seen once in an epoch with any n (up to n - 1 of them twice, where n
+        does not divide their number), but the boxes of a batch are correlated: it holds up to n
+        times fewer images than crops.
 
         Raises:
             DataError: a mask is missing that would be trained on; when iterated, at an image that

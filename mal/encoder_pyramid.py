@@ -80,8 +80,8 @@ class PyramidEncoder(nn.Module):
         """Loads pretrained weights into the stages that are kept, strictly.
 
         Raises:
-            FileNotFoundError: no such file.
-            DataError: entries that the complete network has not, or that this one misses.
+            DataError: a file that cannot be read, entries that the complete network has not, or
+                that this one misses.
         """
         state = _to_timm_names(read_weights(source))
         kept = {key: value for key, value in state.items() if key not in self._removed}

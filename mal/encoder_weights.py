@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mal.encoder_layouts import State, to_timm_names
+from pseudolabel.checkpoints import UNREADABLE
 from pseudolabel.errors import DataError
 from pseudolabel.files import atomic_write, expand_path
 
@@ -19,6 +21,12 @@ logger = logging.getLogger(__name__)
 PUBLISHED = "timm:"
 # Where checkpoints keep the network: MAE and DeiT, timm, and the trainings of DINO.
 _WRAPPERS = ("model", "state_dict", "teacher")
+# What torch raises of bytes that it did not write, or not to the end.
+_UNREADABLE = (
+    *UNREADABLE,
+    *(AssertionError, AttributeError, LookupError, TypeError, ValueError),
+)
+_DAMAGED = ("is no readable checkpoint", "download it again")
 _POSITIONS = "pos_embed"
 _STEM = "patch_embed."
 
@@ -37,9 +45,9 @@ def load_encoder_weights(encoder: nn.Module, source: str | Path) -> None:
             .safetensors, or "timm:NAME" for the weights that timm publishes under that name.
 
     Raises:
-        FileNotFoundError: no such file.
         DataError: missing, unexpected or differently shaped entries, listed with the file's name;
-            a file that holds more than tensors; published weights that cannot be had.
+            a file that is not there, not readable or holds more than tensors; published weights
+            that cannot be had.
     """
     vit = encoder.vit
     state = to_timm_names(read_weights(source), vit, source)
@@ -142,25 +150,43 @@ def _published(name: str, source: object) -> State:
 
 def _read_state(path: Path) -> State:
     if not path.is_file():
-        raise FileNotFoundError(f"no encoder weights at {path}")
+        remedy = "correct MODEL.MAL.ENCODER.WEIGHTS, or download the file"
+        raise DataError(path, "there are no encoder weights", remedy)
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        return _read_safetensors(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DataError(
-            path,
-            "holds more than tensors and is not unpickled",
-            "if you trust its origin, save its state dict alone to a new .pth or .safetensors file",
-        ) from error
+    except _UNREADABLE as error:
+        if isinstance(error, pickle.UnpicklingError) and _is_pickle(path):
+            raise DataError(
+                path,
+                "holds more than tensors and is not unpickled",
+                "if you trust its origin, save its state dict alone to a new .pth or .safetensors"
+                " file",
+            ) from error
+        raise DataError(path, *_DAMAGED) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(map(torch.is_tensor, content.values())):
         raise DataError(path, "holds no state dict (tensors by name)", "save one to a new file")
     return content
+
+
+def _read_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(path, *_DAMAGED) from error
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file is what torch writes; a page of HTML is refused with the same error."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(path) or file.read(1) == pickle.PROTO
 
 
 def _fit_position_embedding(stored: Tensor, vit: nn.Module, source: object) -> Tensor:

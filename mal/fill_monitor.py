@@ -51,7 +51,8 @@ class FillMonitor:
             kind = "the filled box" if self.mean > FILL_HIGH else "nothing"
             logger.warning(
                 "%s fills %.2f of its box: training may be collapsing to %s. Remedy: start from "
-                "pretrained weights, lower SOLVER.BASE_LR, or use MODEL.MAL.ENCODER.STEM 'conv'",
+                "pretrained weights, lower the learning rate (SOLVER.LR_PER_SAMPLE where it is not"
+                " 0, else SOLVER.BASE_LR), or use MODEL.MAL.ENCODER.STEM 'conv'",
                 *(self.name, self.mean, kind),
             )
         return self.mean

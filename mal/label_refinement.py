@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .mean_field import mean_field, mean_field_kernel
+from .resampling import resize_maps
 
 # Keeps the log odds of a threshold of 0 or 1 finite.
 EPSILON = 1e-6
@@ -64,12 +64,8 @@ class LabelRefinement:
         """
         side = max(1, round(self.scale * logits.shape[-1]))
         zero = thresholds.to(logits.device).float().logit(EPSILON)[:, None, None]
-        start = (_at(logits[:, None], side)[:, 0] - zero).sigmoid()
-        inside = _at(box[:, None], side)[:, 0]
-        kernel = mean_field_kernel(_at(images, side), **self.kernel)
+        start = (resize_maps(logits[:, None], side)[:, 0] - zero).sigmoid()
+        inside = resize_maps(box[:, None], side)[:, 0]
+        kernel = mean_field_kernel(resize_maps(images, side), **self.kernel)
         options = {"low": self.low, "high": self.high, "unary": self.unary, "hard": False}
         return mean_field(inside * start, inside, kernel, self.iterations, **options)
-
-
-def _at(maps: Tensor, side: int) -> Tensor:
-    return F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)

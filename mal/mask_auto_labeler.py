@@ -3,14 +3,16 @@
 Shape legend: B crops, S crop side, M map side.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mal.config_check import check_mal_config
 from mal.dice import dice_loss
 from mal.fill_monitor import FillMonitor, box_fill
 from mal.label_refinement import LabelRefinement
@@ -19,6 +21,7 @@ from mal.mean_field import initial_state, mean_field, mean_field_kernel
 from mal.mil import mil_loss, warmup
 from mal.network import build_network
 from mal.predictor import BoxPredictor
+from mal.resampling import resize_maps
 from pseudolabel.ema import init_teacher, update_ema
 from pseudolabel.labeler import MaskRecord
 
@@ -26,6 +29,8 @@ from pseudolabel.labeler import MaskRecord
 @META_ARCH_REGISTRY.register()
 class MaskAutoLabeler(nn.Module):
     """Learns class-agnostic masks from boxes; labels boxes at test time.
+
+    From a config, its values are checked first (`check_mal_config`).
 
     Args:
         student: network with (images (B, 3, S, S), box_areas (B,)) -> logits (B, M, M); gets
@@ -46,7 +51,7 @@ class MaskAutoLabeler(nn.Module):
             only follows.
 
     Raises:
-        ValueError: an unknown choice, or labels of a teacher that there is not.
+        DataError: from a config whose values cannot be used.
     """
 
     @configurable
@@ -70,13 +75,6 @@ class MaskAutoLabeler(nn.Module):
         supervision: str = "box",
     ):
         super().__init__()
-        _check("TEST.NETWORK", label_with, ("student", "teacher"))
-        _check("CRF.GUIDANCE", guidance, ("student", "clean"))
-        _check("SUPERVISION", supervision, ("box", "mask"))
-        if teacher is None and label_with == "teacher":
-            raise ValueError(
-                "MODEL.MAL.TEST.NETWORK 'teacher' with MODEL.MAL.TEACHER False: use 'student'"
-            )
         self.student, self.teacher = student, teacher
         if teacher is not None:
             init_teacher(teacher, student)
@@ -90,9 +88,14 @@ class MaskAutoLabeler(nn.Module):
         # Steps done; in the checkpoint, so that the warm-ups go on where they were.
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
         self.monitors = {name: FillMonitor(name) for name in ("predicted mask", "CRF target")}
+        # Fills of the batches of a step, on the device, until the step is done.
+        self._fills: dict[str, list[Tensor]] = {}
+        self._lacks_teacher = False
+        self.register_load_state_dict_post_hook(_note_missing_teacher)
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        check_mal_config(cfg)
         mal = cfg.MODEL.MAL
         kernel = {
             "zeta": mal.CRF.ZETA,
@@ -107,7 +110,8 @@ class MaskAutoLabeler(nn.Module):
         }
         return {
             "student": build_network(cfg),
-            "teacher": build_network(cfg) if mal.TEACHER else None,
+            # It becomes a copy of the student: pretrained weights need not be read twice.
+            "teacher": build_network(cfg, pretrained=False) if mal.TEACHER else None,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "mil_weight": mal.MIL_WEIGHT,
@@ -152,21 +156,23 @@ class MaskAutoLabeler(nn.Module):
         """
         if not self.training:
             return [self.predict(x["image"], x["boxes"], x.get("classes")) for x in batched_inputs]
+        # Read before a GPU is given work, which reading would wait for.
+        steps = int(self.steps)
         seen = self.normalize(self._stack(batched_inputs, "student_view"))
         logits = self._logits(self.student, seen, batched_inputs)
         prob = logits.sigmoid()
         box = self._mask(batched_inputs, "box_mask", prob)
         if self.supervision == "mask":
-            self._log_fill({"predicted mask": prob.detach()}, box)
+            self._note_fill({"predicted mask": prob.detach()}, box)
             return mask_losses(logits, self._mask(batched_inputs, "true_mask", prob))
-        mil_rise = warmup(int(self.steps), self.mil_warmup)
+        mil_rise = warmup(steps, self.mil_warmup)
         losses = {"loss_mil": self.mil_weight * mil_rise * mil_loss(prob, box)}
         masks = {"predicted mask": prob.detach()}
         if self.crf_weight > 0:
             masks["CRF target"] = target = self._target(prob, box, seen, batched_inputs)
-            crf_rise = warmup(int(self.steps), self.crf_warmup)
+            crf_rise = warmup(steps, self.crf_warmup)
             losses["loss_crf"] = self.crf_weight * crf_rise * dice_loss(prob, target)
-        self._log_fill(masks, box)
+        self._note_fill(masks, box)
         return losses
 
     @torch.no_grad()
@@ -181,7 +187,7 @@ class MaskAutoLabeler(nn.Module):
                 second = self._logits(self.teacher, clean, batched_inputs).sigmoid()
             if self.guidance == "clean":
                 guide = clean
-        kernel = mean_field_kernel(self._to_map(guide, prob), **self.kernel)
+        kernel = mean_field_kernel(resize_maps(guide, prob.shape[-1]), **self.kernel)
         return mean_field(initial_state(prob, second, box), box, kernel, **self.refine)
 
     def train(self, mode: bool = True) -> "MaskAutoLabeler":
@@ -192,14 +198,25 @@ class MaskAutoLabeler(nn.Module):
         return self
 
     def begin_training(self) -> None:
-        """A new run, be it from the weights of an earlier one, warms its losses up anew."""
+        """A new run, be it from the weights of an earlier one, warms its losses up anew.
+
+        Where those were of a student alone, the teacher starts as its copy.
+        """
         self.steps.zero_()
+        if self._lacks_teacher:
+            init_teacher(self.teacher, self.student)
+            self._lacks_teacher = False
 
     def update_teacher(self) -> None:
-        """One EMA step; the trainer calls it after every optimizer step."""
+        """One EMA step; the trainer calls it after every optimizer step.
+
+        The fills of the step are logged here too: the losses have been read by now, so that
+        nothing is left for a GPU to wait for.
+        """
         if self.teacher is not None:
             update_ema(self.teacher, self.student, self.momentum)
         self.steps += 1
+        self._log_fills()
 
     def predict(
         self, image: np.ndarray, boxes: np.ndarray, classes: np.ndarray | None = None
@@ -219,30 +236,34 @@ class MaskAutoLabeler(nn.Module):
         """(B, M, M), float32 also where the network runs in lower precision."""
         areas = torch.tensor([x["box_area"] for x in batched_inputs])
         known = all("category" in x for x in batched_inputs)
-        extra = {"classes": self._stack(batched_inputs, "category")} if known else {}
-        return network(views, areas, **extra).float()
+        # On the CPU, where the decoder can look at them without a wait.
+        classes = {"classes": torch.stack([x["category"] for x in batched_inputs])} if known else {}
+        return network(views, areas, **classes).float()
 
     def _mask(self, batched_inputs: list[dict], key: str, like: Tensor) -> Tensor:
         """Masks (S, S) of the crops, resized to the map's (B, M, M)."""
-        return self._to_map(self._stack(batched_inputs, key)[:, None], like)[:, 0]
+        return resize_maps(self._stack(batched_inputs, key)[:, None], like.shape[-1])[:, 0]
 
-    @staticmethod
-    def _to_map(images: Tensor, like: Tensor) -> Tensor:
-        """(B, C, S, S) resized bilinearly to the map's (B, C, M, M)."""
-        size = like.shape[-2:]
-        return F.interpolate(images.float(), size, mode="bilinear", align_corners=False)
-
-    def _log_fill(self, masks: dict[str, Tensor], box: Tensor) -> None:
-        storage = get_event_storage()
+    def _note_fill(self, masks: dict[str, Tensor], box: Tensor) -> None:
         for name, mask in masks.items():
-            fill = float(box_fill(mask, box).mean())
+            self._fills.setdefault(name, []).append(box_fill(mask, box).mean())
+
+    def _log_fills(self) -> None:
+        for name, fills in self._fills.items():
+            fill = float(torch.stack(fills).mean())
             self.monitors[name].update(fill)
-            storage.put_scalar(f"mal/fill of box, {name}", fill)
+            get_event_storage().put_scalar(f"mal/fill of box, {name}", fill)
+        self._fills = {}
 
 
-def _check(key: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise ValueError(f"MODEL.MAL.{key} {value!r}: use one of {', '.join(known)}")
+def _note_missing_teacher(model: MaskAutoLabeler, incompatible: NamedTuple) -> None:
+    """Hook of `load_state_dict`: remembers whether the weights held nothing of the teacher."""
+    if model.teacher is None:
+        return
+    missing = incompatible.missing_keys
+    # A wrapper for several processes puts its own name in front.
+    absent = sum(".teacher." in f".{name}" for name in missing)
+    model._lacks_teacher = absent == len(model.teacher.state_dict())
 
 
 def _label_refinement(test: CfgNode, kernel: dict, refine: dict) -> LabelRefinement | None:

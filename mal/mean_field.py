@@ -76,7 +76,8 @@ def mean_field(
     With `unary` u, the start q0 speaks in every step: fg_i has the factor q0_i^u and bg_i
     (1 - q0_i)^u, the unary term of the paper's energy, which its code leaves out.
     The constant decides near ties for the background and is part of the definition, which rules
-    out the shorter log-odds recursion.
+    out the shorter log-odds recursion. With 25 neighbours and more it outweighs both products: a
+    region of one flat colour then erodes from its edge until it is background as a whole.
 
     Two rewritings make it fast without changing the result. The products are evaluated as
     exp(sum k log q), the same number up to rounding, without a power per neighbour. And a pixel

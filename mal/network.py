@@ -57,9 +57,16 @@ class MaskNetwork(nn.Module):
         return self.decoder(self.encoder(images), box_areas, classes)
 
 
-def build_network(cfg: CfgNode) -> MaskNetwork:
-    """Encoder and decoder as `MODEL.MAL.ENCODER` and `MODEL.MAL.DECODER` describe them."""
-    encoder = build_encoder(cfg)
+def build_network(cfg: CfgNode, pretrained: bool = True) -> MaskNetwork:
+    """Encoder and decoder as `MODEL.MAL.ENCODER` and `MODEL.MAL.DECODER` describe them.
+
+    Args:
+        pretrained: False leaves `ENCODER.WEIGHTS` unread.
+
+    Raises:
+        DataError: of `build_encoder` and `build_decoder`.
+    """
+    encoder = build_encoder(cfg, pretrained)
     return MaskNetwork(encoder, build_decoder(cfg, encoder.embed_dim))
 
 

@@ -45,8 +45,8 @@ class BoxPredictor:
             tells how sure the network was.
 
     Raises:
-        ValueError: no measure or border has that name, or the measure compares two networks and
-            there is one.
+        ValueError: no measure or border has that name, the measure compares two networks and
+            there is one, the batch size is below 1, or the thresholds are not three in [0, 1].
     """
 
     def __init__(
@@ -66,6 +66,11 @@ class BoxPredictor:
             raise ValueError(f"MODEL.MAL.TEST.QUALITY {quality!r}: use one of {sorted(MEASURES)}")
         if border not in BORDERS:
             raise ValueError(f"MODEL.MAL.BORDER {border!r}: use one of {', '.join(BORDERS)}")
+        if batch_size < 1:
+            raise ValueError(f"MODEL.MAL.TEST.BATCH_SIZE {batch_size}: use 1 or more")
+        if len(thresholds) != 3 or not all(0 <= threshold <= 1 for threshold in thresholds):
+            given = tuple(thresholds)
+            raise ValueError(f"MODEL.MAL.TEST.THRESHOLDS {given}: give three numbers from 0 to 1")
         self.networks = {name: net for name, net in networks.items() if net is not None}
         if len(self.networks) < 2 and "other" in MEASURES[quality].views:
             alone = sorted(name for name, m in MEASURES.items() if "other" not in m.views)

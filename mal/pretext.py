@@ -10,13 +10,15 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from mal.config_check import check_mal_config
 from mal.data import to_tensor, training_crop
-from mal.dice import dice_loss
+from mal.mask_supervision import mask_losses
 from mal.network import build_network
 from mal.pasted_blobs import make_exercise
+from mal.resampling import resize_maps
 from mal.views import student_view
+from pseudolabel.errors import DataError
 from pseudolabel.image_cache import ImageCache
 from pseudolabel.loader import TrainLoader
 from pseudolabel.pipeline import PIPELINES, build_train_loader
@@ -46,6 +48,8 @@ class MaskPretrainer(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
+        check_mal_config(cfg)
+        _check_exercise_config(cfg)
         return {
             "student": build_network(cfg),
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
@@ -62,13 +66,8 @@ class MaskPretrainer(nn.Module):
         views = torch.stack([x["student_view"] for x in batched_inputs]).to(device)
         areas = torch.tensor([x["box_area"] for x in batched_inputs])
         logits = self.student((views.float() - self.pixel_mean) / self.pixel_std, areas)
-        masks = torch.stack([x["mask"] for x in batched_inputs]).to(device).float()
-        size = logits.shape[-2:]
-        target = F.interpolate(masks[:, None], size, mode="bilinear", align_corners=False)[:, 0]
-        return {
-            "loss_dice": dice_loss(logits.sigmoid(), target),
-            "loss_bce": F.binary_cross_entropy_with_logits(logits, target),
-        }
+        masks = torch.stack([x["mask"] for x in batched_inputs]).to(device)
+        return mask_losses(logits, resize_maps(masks[:, None], logits.shape[-1])[:, 0])
 
 
 class ExerciseMapper:
@@ -77,16 +76,23 @@ class ExerciseMapper:
     Args:
         file_names: the images that may lend textures.
         crop_size: S.
-        margin, gated: of the crop, as in MAL's training.
+        margin, gated, border: of the crop, as in MAL's training.
         cache: decoded images to keep.
     """
 
     @configurable
     def __init__(
-        self, *, file_names: list[str], crop_size: int, margin: float, gated: bool, cache: int
+        self,
+        *,
+        file_names: list[str],
+        crop_size: int,
+        margin: float,
+        gated: bool,
+        border: str = "wrap",
+        cache: int = 0,
     ):
-        self.file_names, self.crop_size = file_names, crop_size
-        self.margin, self.gated = margin, gated
+        self.file_names = file_names
+        self.crop = {"size": crop_size, "margin": margin, "gated": gated, "border": border}
         self._read = ImageCache(cache)
 
     @classmethod
@@ -97,6 +103,7 @@ class ExerciseMapper:
             "crop_size": mal.CROP_SIZE,
             "margin": mal.MARGIN,
             "gated": mal.MARGIN_GATED,
+            "border": mal.BORDER,
             "cache": mal.IMAGE_CACHE,
         }
 
@@ -106,14 +113,25 @@ class ExerciseMapper:
         names = rng.choice(self.file_names, SOURCES)
         base, *sources = (self._read(str(name)) for name in (record["file_name"], *names))
         image, mask, box = make_exercise(rng, base, sources)
-        options = {"size": self.crop_size, "margin": self.margin, "gated": self.gated}
-        crop, target = training_crop(rng, image, mask.astype(np.uint8), box, **options)
+        crop, target = training_crop(rng, image, mask.astype(np.uint8), box, **self.crop)
         return {
             "file_name": record["file_name"],
             "student_view": to_tensor(student_view(crop, rng)),
             "mask": torch.from_numpy(target),
             "box_area": float((box[2] - box[0]) * (box[3] - box[1])),
         }
+
+
+def _check_exercise_config(cfg: CfgNode) -> None:
+    """An exercise has one crop per image, and its blob is of no class."""
+    mal = cfg.MODEL.MAL
+    for key, value, needed in (
+        ("CROPS_PER_IMAGE", mal.CROPS_PER_IMAGE, 1),
+        ("DECODER.NUM_CLASSES", mal.DECODER.NUM_CLASSES, 0),
+    ):
+        if value != needed:
+            problem = f"is {value}, which the self-supervised warm-up does not know"
+            raise DataError(f"MODEL.MAL.{key}", problem, f"set it to {needed}")
 
 
 @PIPELINES.register()

@@ -54,6 +54,11 @@ def _cut(image: Tensor, axis: int, start: int, stop: int, border: str) -> Tensor
     return image.index_select(axis, index.to(image.device))
 
 
+def resize_maps(maps: Tensor, side: int) -> Tensor:
+    """Maps (B, C, S, S) of any type as float32 (B, C, side, side), bilinear."""
+    return F.interpolate(maps.float(), (side, side), mode="bilinear", align_corners=False)
+
+
 def sample_pixels(probability: Tensor, window: Window, rows: slice, columns: slice) -> Tensor:
     """The values of a window's map at some pixels of the image, bilinear, and at no others.
 

@@ -51,8 +51,30 @@ def test_name_chooses_the_encoder(options, kind, shape):
     [("STEM", "conv"), ("PATCH_SIZE", 8), ("EMBED_DIM", 96), ("DEPTH", 2), ("NUM_HEADS", 2)],
 )
 def test_keys_of_a_vit_are_refused_for_other_networks(option, value):
-    with pytest.raises(ValueError, match=rf"ENCODER\.{option} describe a ViT; convnext_atto"):
+    with pytest.raises(DataError, match=rf"ENCODER: {option} describe a ViT; convnext_atto"):
         build_encoder(config(("NAME", "convnext_atto"), (option, value)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((("NAME", "vit_tinny"),), "ENCODER: timm has no model 'vit_tinny'"),
+        ((("NAME", "resnet18"),), "ENCODER: resnet18 cannot be built"),
+        ((("NAME", "vit_tiny_patch16_224"), ("STEM", "con")), "stem must be one of"),
+        ((("NAME", "vit_tiny_patch16_224"), ("PATCH_SIZE", 24)), "set MODEL.MAL.CROP_SIZE to 72"),
+        ((("NAME", "convnext_atto"), ("WEIGHTS", "absent.pth")), "there are no encoder weights"),
+    ],
+)
+def test_what_cannot_be_built_is_one_clear_error(options, message):
+    with pytest.raises(DataError, match=message):
+        build_encoder(config(*options))
+
+
+def test_weights_stay_unread_where_a_copy_follows():
+    options = (("NAME", "vit_tiny_patch16_224"), ("WEIGHTS", "absent.pth"), *TINY)
+    assert build_encoder(config(*options), pretrained=False).embed_dim == 48
+    with pytest.raises(DataError, match="no encoder weights"):
+        build_encoder(config(*options))
 
 
 def test_drop_path_reaches_either_encoder():

@@ -1,26 +1,17 @@
 """The meta-architecture end to end on tiny random networks, its labeler and its monitor."""
 
-import json
-import logging
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
 
 import mal.data
-from mal.fill_monitor import FillMonitor, box_fill
-from mal.labeler import mal as mal_labeler
+import mal.encoder_weights
+from mal.encoder_weights import save_encoder_weights
 from mal.mask_auto_labeler import MaskAutoLabeler
-from pseudolabel.errors import DataError
 from pseudolabel.masks import decode_segmentation
-from pseudolabel.quality import expected_iou
+from pseudolabel.trainer import Trainer
 from tests.tiny import tiny_config, write_coco
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -51,10 +42,12 @@ def test_losses_are_finite_and_reach_the_student_alone(model):
     with EventStorage():
         losses = model(batch())
     assert set(losses) == {"loss_mil", "loss_crf"}
+    assert all(loss.isfinite() and loss > 0 for loss in losses.values())
     sum(losses.values()).backward()
     # The class token's own output is not used, so what feeds only it has no gradient.
     grads = [p.grad is not None for p in model.student.parameters()]
     assert np.mean(grads) > 0.9
+    assert all(p.grad.isfinite().all() for p in model.student.parameters() if p.grad is not None)
     assert all(p.grad is None for p in model.teacher.parameters())
 
 
@@ -78,6 +71,91 @@ def test_teacher_starts_as_the_student_and_follows_it(model):
     model.update_teacher()
     assert torch.allclose(teacher, expected)
     assert int(model.steps) == 1
+
+
+def test_stochastic_depth_is_the_students_alone(cfg):
+    """The teacher's mask is a target, and has to be the same whenever it is asked for."""
+    torch.manual_seed(0)
+    model = MaskAutoLabeler(changed(cfg, ENCODER__DROP_PATH=0.9, ENCODER__DEPTH=4)).train()
+    images, areas = torch.randn(6, 3, 32, 32), torch.full((6,), 500.0)
+    student, teacher = (
+        [network(images, areas) for _ in range(4)] for network in (model.student, model.teacher)
+    )
+    assert any(not torch.equal(student[0], again) for again in student)
+    assert all(torch.equal(teacher[0], again) for again in teacher)
+
+
+def without_teacher(state, prefix=""):
+    return {prefix + k: v for k, v in state.items() if not k.startswith("teacher.")}
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_weights_of_a_student_alone_start_both_networks(wrapped, cfg, model):
+    """In the second case below a wrapper, as where several processes train."""
+    with torch.no_grad():
+        model.student.decoder.key[0].weight += 1
+    torch.manual_seed(1)
+    fresh = MaskAutoLabeler(cfg)
+    whole = torch.nn.ModuleDict({"module": fresh}) if wrapped else fresh
+    state = without_teacher(model.state_dict(), "module." if wrapped else "")
+    whole.load_state_dict(state, strict=False)
+    fresh.begin_training()
+    for own, other in zip(fresh.teacher.parameters(), model.student.parameters(), strict=True):
+        assert torch.equal(own, other)
+
+
+def test_a_teacher_in_the_weights_is_kept(cfg, model):
+    with torch.no_grad():
+        model.student.decoder.key[0].weight += 1
+    torch.manual_seed(1)
+    fresh = MaskAutoLabeler(cfg)
+    fresh.load_state_dict(model.state_dict())
+    fresh.begin_training()
+    assert torch.equal(fresh.teacher.decoder.key[0].weight, model.teacher.decoder.key[0].weight)
+    assert not torch.equal(fresh.teacher.decoder.key[0].weight, fresh.student.decoder.key[0].weight)
+
+
+def test_a_run_from_the_weights_of_a_student_begins_with_a_teacher_like_it(cfg, model, tmp_path):
+    with torch.no_grad():
+        model.student.decoder.key[0].weight += 1
+    torch.save({"model": without_teacher(model.state_dict())}, tmp_path / "student.pth")
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "student.pth")
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    for network in (trainer.model.student, trainer.model.teacher):
+        assert torch.equal(network.decoder.key[0].weight, model.student.decoder.key[0].weight)
+
+
+def test_pretrained_weights_are_read_once_and_reach_both(cfg, model, tmp_path, monkeypatch):
+    save_encoder_weights(model.student.encoder, tmp_path / "net.safetensors")
+    read, original = [], mal.encoder_weights.read_weights
+    watched = lambda source: read.append(source) or original(source)  # noqa: E731
+    monkeypatch.setattr(mal.encoder_weights, "read_weights", watched)
+    torch.manual_seed(1)
+    other = MaskAutoLabeler(changed(cfg, ENCODER__WEIGHTS=str(tmp_path / "net.safetensors")))
+    assert len(read) == 1
+    expected = model.student.encoder.vit.blocks[0].attn.qkv.weight.half().float()
+    for network in other.networks.values():
+        assert torch.equal(network.encoder.vit.blocks[0].attn.qkv.weight, expected)
+
+
+def test_fills_are_logged_once_a_step_as_the_mean_of_its_batches(model):
+    model.train()
+    with EventStorage() as storage:
+        for seed in (0, 1):  # two batches of one step
+            torch.manual_seed(seed)
+            with torch.no_grad():
+                model.student.decoder.key[-1].bias.normal_()
+                model(batch())
+        assert not storage.histories()
+        fills = [fill.item() for fill in model._fills["predicted mask"]]
+        model.update_teacher()
+        logged = storage.history("mal/fill of box, predicted mask").values()
+        model.update_teacher()  # nothing new to say
+    assert [value for value, _ in logged] == [pytest.approx(np.mean(fills))]
+    assert len(fills) == 2
+    assert model.monitors["predicted mask"].mean == pytest.approx(np.mean(fills))
 
 
 def test_one_record_per_box_within_its_box(model):
@@ -108,93 +186,8 @@ def test_a_box_does_not_change_with_its_neighbours_beyond_the_batch(model):
     assert few == many[:16]
 
 
-@pytest.mark.parametrize(
-    ("probability", "mask", "expected"),
-    [
-        ([[1.0, 1.0], [0.0, 0.0]], [[1, 1], [0, 0]], 1.0),  # certain and right
-        ([[0.8, 0.8], [0.2, 0.2]], [[1, 1], [0, 0]], 1.6 / 2.4),
-        ([[0.4, 0.4], [0.4, 0.4]], [[0, 0], [0, 0]], 0.0),  # nothing above the threshold
-        ([[0.0, 0.0], [0.0, 0.0]], [[0, 0], [0, 0]], 0.0),  # and nothing at all
-    ],
-)
-def test_expected_iou(probability, mask, expected):
-    mask = np.array(mask, bool)
-    assert expected_iou(np.array(probability), mask) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    ("fill", "message"),
-    [
-        (0.97, "collapsing to the filled box"),
-        (0.03, "collapsing to nothing"),
-        (0.70, None),  # healthy
-        (0.90, None),  # the limit itself
-    ],
-)
-def test_monitor_warns_of_a_collapse(fill, message, caplog):
-    monitor = FillMonitor("predicted mask", patience=20)
-    for _ in range(60):
-        monitor.update(fill)
-    texts = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    if message is None:
-        assert texts == []
-    else:
-        assert len(texts) == 3  # once per patience, not once per step
-        assert all(message in text for text in texts)
-
-
-def test_box_fill_counts_inside_the_box_only():
-    box = torch.zeros(1, 4, 4)
-    box[:, :2] = 1
-    mask = torch.zeros(1, 4, 4)
-    mask[:, :, :2] = 1  # half of the box, and as much outside
-    assert box_fill(mask, box).tolist() == [0.5]
-
-
-def save(cfg, model):
-    out = Path(cfg.OUTPUT_DIR)
-    out.mkdir(exist_ok=True)
-    torch.save({"model": model.state_dict()}, out / "model_final.pth")
-    (out / "config.yaml").write_text(cfg.dump())
-    return out
-
-
-def test_label_command_with_a_trained_checkpoint(cfg, model, tmp_path):
-    out = save(cfg, model)
-    command = [sys.executable, str(ROOT / "tools/label.py"), "--labeler", "mal"]
-    command += ["--boxes", str(tmp_path / "instances.json"), "--images", str(tmp_path)]
-    command += ["--output", str(tmp_path / "labels.json")]
-    command += ["--config-file", str(out / "config.yaml")]
-    command += ["--weights", str(out / "model_final.pth")]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stdout + run.stderr
-    labels = json.loads((tmp_path / "labels.json").read_text())
-    truth = json.loads((tmp_path / "instances.json").read_text())
-    assert [a["id"] for a in labels["annotations"]] == [a["id"] for a in truth["annotations"]]
-    assert all(0 <= a["agreement"] <= 1 for a in labels["annotations"])
-    manifest = json.loads((tmp_path / "labels.manifest.json").read_text())
-    assert manifest["labeler"]["network"] == cfg.MODEL.MAL.TEST.NETWORK == "teacher"
-    assert len(manifest["labeler"]["weights_sha256"]) == 64
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.unlink(), "does not exist"),
-        (lambda path: path.write_bytes(b"junk"), "not a safe checkpoint"),
-        (lambda path: torch.save({"model": {"x": torch.zeros(1)}}, path), "does not fit the model"),
-    ],
-)
-def test_unusable_weights_are_refused(damage, message, cfg, model):
-    out = save(cfg, model)
-    damage(out / "model_final.pth")
-    with pytest.raises(DataError, match=message):
-        mal_labeler(str(out / "config.yaml"), str(out / "model_final.pth"))
-
-
-def test_labeler_needs_config_and_weights():
-    with pytest.raises(DataError, match="needs a config and weights"):
-        mal_labeler()
+# No teacher, and nothing asked for that only a teacher can give.
+ALONE = {"TEACHER": False, "TEST__NETWORK": "student", "TEST__QUALITY": "expected_iou"}
 
 
 def changed(cfg, **values):
@@ -255,7 +248,7 @@ def forbidden(*args, **kwargs):
         # So wide that noise has neighbours to hear.
         ({"CRF__ZETA": 0.6}, {"CRF__KERNEL_SIZE": 5}),
         ({"CRF__ZETA": 0.6}, {"CRF__UNARY": 5.0}),
-        ({}, {"TEACHER": False, "TEST__NETWORK": "student"}),
+        ({}, ALONE),
     ],
 )
 def test_keys_of_the_mean_field_change_its_target_alone(common, values, cfg):
@@ -290,7 +283,7 @@ def test_without_its_weight_neither_mean_field_nor_teacher_runs(cfg, monkeypatch
 
 
 def test_without_a_teacher_there_is_no_second_network(cfg, model):
-    alone = MaskAutoLabeler(changed(cfg, TEACHER=False, TEST__NETWORK="student"))
+    alone = MaskAutoLabeler(changed(cfg, **ALONE))
     assert list(alone.networks) == ["student"]
     assert {key for key in alone.state_dict() if not key.startswith("student.")} == {"steps"}
     students = sum(p.numel() for p in model.student.parameters())
@@ -305,22 +298,8 @@ def test_without_a_teacher_there_is_no_second_network(cfg, model):
 def test_without_a_teacher_the_student_stands_for_it(cfg):
     """Equal weights and equal views: the average of two equal masks."""
     alike = [{**s, "teacher_view": s["student_view"]} for s in samples()]
-    alone = losses_of(changed(cfg, TEACHER=False, TEST__NETWORK="student"), inputs=alike)
+    alone = losses_of(changed(cfg, **ALONE), inputs=alike)
     assert alone == pytest.approx(losses_of(cfg, inputs=alike), rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"TEACHER": False}, "TEST.NETWORK 'teacher' with MODEL.MAL.TEACHER False: use 'student'"),
-        ({"TEST__NETWORK": "both"}, "TEST.NETWORK 'both': use one of student, teacher"),
-        ({"CRF__GUIDANCE": "grey"}, "CRF.GUIDANCE 'grey': use one of student, clean"),
-        ({"SUPERVISION": "point"}, "SUPERVISION 'point': use one of box, mask"),
-    ],
-)
-def test_unknown_choices_are_named(values, message, cfg):
-    with pytest.raises(ValueError, match=message):
-        MaskAutoLabeler(changed(cfg, **values))
 
 
 def test_human_masks_replace_both_losses_and_the_teacher_only_follows(cfg, monkeypatch):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from mal.crops import Window, paste, resize_image, test_window, wrap_crop
+from mal.crops import Window, resize_image, test_window, wrap_crop
 from mal.labeler import MALLabeler
 from mal.predictor import BoxPredictor
 from mal.resampling import cut_and_resize, resize_on_device, sample_boxes, sample_pixels
@@ -74,6 +74,16 @@ def test_crops_continue_beyond_the_edge_as_in_training(window, border):
     assert (found.permute(1, 2, 0).numpy() == expected).all()
 
 
+def pasted(probability, window):
+    """A map on a canvas of the image's size: the whole window is drawn, and cut at the edges."""
+    size = (window.height, window.width)
+    full = F.interpolate(probability[None, None].float(), size, mode="bilinear")[0, 0].numpy()
+    far = 200  # more than any window reaches
+    canvas = np.zeros((HEIGHT + 2 * far, WIDTH + 2 * far), np.float32)
+    canvas[far + window.y0 : far + window.y1, far + window.x0 : far + window.x1] = full
+    return canvas[far : far + HEIGHT, far : far + WIDTH]
+
+
 boxes = st.tuples(
     *(st.floats(-20, 50), st.floats(-20, 35), st.floats(0.1, 70), st.floats(0.1, 60))
 ).map(lambda b: np.array([b[0], b[1], b[0] + b[2], b[1] + b[3]]))
@@ -86,8 +96,7 @@ def test_sampling_a_box_equals_pasting_the_window_and_cutting(box, side):
     window = test_window(clipped)
     probability = torch.rand(side, side, generator=torch.Generator().manual_seed(side))
     rows, columns = box_to_slices(box, HEIGHT, WIDTH)
-    whole, y0, x0 = paste(probability, window, HEIGHT, WIDTH)
-    expected = whole[rows.start - y0 : rows.stop - y0, columns.start - x0 : columns.stop - x0]
+    expected = pasted(probability, window)[rows, columns]
     found = sample_pixels(probability, window, rows, columns).numpy()
     assert found.shape == (rows.stop - rows.start, columns.stop - columns.start)
     assert found == pytest.approx(expected, abs=1e-5)
@@ -135,21 +144,31 @@ def test_a_mask_does_not_depend_on_the_measure_of_its_quality(quality):
     assert [r.segmentation for r in plain] == [r.segmentation for r in other]
 
 
-def test_masks_are_the_pasted_probabilities_above_the_threshold():
-    records = predictor().predict(IMAGE, BOXES[:3])["teacher"]
-    for box, record in zip(BOXES, records):
-        window = test_window(box)
-        crop = torch.from_numpy(resize_image(wrap_crop(IMAGE, window), SIZE).copy())
-        logits = Counting(2.0)(normalize(crop.permute(2, 0, 1)[None]), None)
-        full = F.interpolate(logits[:, None], (SIZE, SIZE), mode="bilinear")[0, 0].sigmoid()
-        whole, y0, x0 = paste(full, window, HEIGHT, WIDTH)
-        rows, columns = box_to_slices(box, HEIGHT, WIDTH)
-        expected = np.zeros((HEIGHT, WIDTH), bool)
-        expected[y0 : y0 + whole.shape[0], x0 : x0 + whole.shape[1]] = whole > 0.5
-        inside = np.zeros_like(expected)
-        inside[rows, columns] = True
-        mask = decode_segmentation(record.segmentation, HEIGHT, WIDTH)
-        assert (mask == (expected & inside)).all()
+@pytest.mark.parametrize(
+    "box",
+    [
+        (4, 4, 24, 30),
+        (0, 0, 56, 40),  # the whole image
+        # It touches column 20, whose centre lies before it, and column 50, whose centre behind it;
+        # row 33 has its centre within.
+        (20.7, 10.2, 50.4, 33.6),
+    ],
+)
+def test_masks_are_the_pasted_probabilities_above_the_threshold(box):
+    (record,) = predictor().predict(IMAGE, np.array([box], float))["teacher"]
+    window = test_window(box)
+    crop = torch.from_numpy(resize_image(wrap_crop(IMAGE, window), SIZE).copy())
+    logits = Counting(2.0)(normalize(crop.permute(2, 0, 1)[None]), None)
+    full = F.interpolate(logits[:, None], (SIZE, SIZE), mode="bilinear")[0, 0].sigmoid()
+    above = pasted(full, window) > 0.5
+    x, y = np.arange(WIDTH) + 0.5, np.arange(HEIGHT)[:, None] + 0.5
+    expected = above & (box[0] <= x) & (x < box[2]) & (box[1] <= y) & (y < box[3])
+    mask = decode_segmentation(record.segmentation, HEIGHT, WIDTH)
+    assert (mask == expected).all()
+    touched = np.zeros_like(above)
+    touched[box_to_slices(box, HEIGHT, WIDTH)] = True
+    if box[0] % 1:
+        assert (above & touched).sum() > expected.sum(), "the case must tell the two rules apart"
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 16])
@@ -175,14 +194,22 @@ def test_a_nan_of_the_network_that_only_confirms_is_an_error_too():
         )
 
 
-def test_unknown_measures_are_named():
-    with pytest.raises(ValueError, match=r"TEST.QUALITY 'best': use one of \['agreement'"):
-        predictor(quality="best")
-
-
-def test_unknown_borders_are_named():
-    with pytest.raises(ValueError, match="BORDER 'mirror': use one of wrap, reflect, replicate"):
-        predictor(border="mirror")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"quality": "best"}, r"TEST.QUALITY 'best': use one of \['agreement'"),
+        ({"border": "mirror"}, "BORDER 'mirror': use one of wrap, reflect, replicate"),
+        # Steps of 0 would never end, those below label nothing.
+        ({"batch_size": 0}, "BATCH_SIZE 0: use 1 or more"),
+        ({"batch_size": -4}, "BATCH_SIZE -4: use 1 or more"),
+        ({"thresholds": (0.5, 0.5)}, r"THRESHOLDS \(0.5, 0.5\): give three"),
+        ({"thresholds": (0.5, 0.5, 50)}, "THRESHOLDS .*: give three numbers from 0 to 1"),
+        ({"thresholds": (float("nan"), 0.5, 0.5)}, "THRESHOLDS .*: give three"),
+    ],
+)
+def test_impossible_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        predictor(**options)
 
 
 def test_the_border_is_seen_by_boxes_at_the_edge_alone():

@@ -1,5 +1,6 @@
 """The self-supervised warm-up: exercises are what they claim, weights survive the round trip."""
 
+import itertools
 import pickle
 import subprocess
 import sys
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from mal.encoder import load_encoder_weights
+from mal.crops import BORDERS
+from mal.encoder_weights import load_encoder_weights
 from mal.labeler import load_config
-from mal.mask_auto_labeler import MaskAutoLabeler, build_network
+from mal.mask_auto_labeler import MaskAutoLabeler
+from mal.network import build_network
 from mal.pasted_blobs import MIN_PIXELS, make_exercise, random_blob
-from mal.pretext import ExerciseMapper
+from mal.pretext import ExerciseMapper, MaskPretrainer
+from pseudolabel.errors import DataError
 from pseudolabel.trainer import Trainer
 from tests.tiny import tiny_config, write_coco
 
@@ -64,6 +68,31 @@ def test_mapper_can_be_sent_to_a_spawned_loader_process(tmp_path):
     copy = pickle.loads(pickle.dumps(mapper))
     np.random.seed(3)
     assert torch.equal(copy(record)["student_view"], expected["student_view"])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "needed"), [("CROPS_PER_IMAGE", 4, 1), ("DECODER.NUM_CLASSES", 2, 0)]
+)
+def test_keys_that_an_exercise_cannot_obey_are_refused(option, value, needed, tmp_path):
+    opts = [f"MODEL.MAL.{option}", value]
+    cfg = tiny_config("mal/sample_pretext", write_coco(tmp_path), tmp_path / "out", opts)
+    message = rf"MODEL\.MAL\.{option}: is {value}, .* Remedy: set it to {needed}"
+    with pytest.raises(DataError, match=message):
+        MaskPretrainer(cfg)
+
+
+def test_the_border_of_the_config_is_that_of_the_exercises(tmp_path):
+    json_file = write_coco(tmp_path)
+    names = [str(path) for path in sorted(tmp_path.glob("*.png"))]
+    views = {}
+    for border in BORDERS:
+        opts = ["MODEL.MAL.BORDER", border, "MODEL.MAL.MARGIN", 4.0]
+        cfg = tiny_config("mal/sample_pretext", json_file, tmp_path / border, opts)
+        mapper = ExerciseMapper(cfg, names)
+        np.random.seed(5)
+        views[border] = [mapper({"file_name": name})["student_view"] for name in names]
+    for first, second in itertools.combinations(BORDERS, 2):
+        assert any(not torch.equal(*pair) for pair in zip(views[first], views[second]))
 
 
 def test_image_too_small_for_any_blob_is_an_error():

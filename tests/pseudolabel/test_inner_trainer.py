@@ -226,11 +226,11 @@ def test_gradient_clipping_is_obeyed_with_accumulation(optimizer, config):
     ("opts", "message"),
     [
         (["SOLVER.ACCUMULATE", 0], "SOLVER.ACCUMULATE 0: use 1"),
-        (["MODEL.MAL.CROPS_PER_IMAGE", 0], "CROPS_PER_IMAGE 0: use >= 1"),
-        (["MODEL.MAL.SUPERVISION", "boxes"], "SUPERVISION 'boxes': use one of box, mask"),
+        (["MODEL.MAL.CROPS_PER_IMAGE", 0], "CROPS_PER_IMAGE: cannot be 0"),
+        (["MODEL.MAL.SUPERVISION", "boxes"], "SUPERVISION: cannot be 'boxes'"),
         (
             ["SOLVER.OPTIMIZER", "SGD", "SOLVER.LAYER_DECAY", 0.9],
-            "LAYER_DECAY needs SOLVER.OPTIMIZER 'AdamW'",
+            "LAYER_DECAY: needs SOLVER.OPTIMIZER 'AdamW'",
         ),
     ],
 )
