@@ -83,7 +83,7 @@ PLAIN = {
     "report.statistics report.thresholds report.training retention retention_table review "
     "review_files splits store validation validation_images validation_masks validation_records "
     "validation_report weights yardsticks",
-    "pais": "daloss drawing loader",
+    "pais": "daloss drawing ema loader",
     "projects.mask2former": "criterion ranking targets weights",
 }
 PLAIN_MODULES = [f"{package}.{name}" for package, names in PLAIN.items() for name in names.split()]
