@@ -12,7 +12,13 @@ export OMP_WAIT_POLICY := PASSIVE
 # Experiments of `make results NAME=...` that are not the one of boxes_to_masks.py.
 SHORT := SOLVER.MAX_ITER 300 SOLVER.WARMUP_ITERS 30 SOLVER.CHECKPOINT_PERIOD 300 \
 	MODEL.MAL.MIL_WARMUP 30 MODEL.MAL.CRF_WARMUP 75
-RESULTS_ablation := benchmarks/ablation.py nuclei --seeds 0 1 2 --record ablation_nuclei --opts $(SHORT)
+ROWS := crf_off crf_at_test random_init decoder_fully_connected decoder_fully_convolutional decoder_query \
+	margin_0.6 margin_1.8 threshold_0.1 threshold_0.3 threshold_0.7
+RESULTS_nuclei := benchmarks/boxes_to_masks.py --name nuclei --no-detectors --record
+RESULTS_ablation := benchmarks/ablation.py nuclei --seeds 0 1 2 --rows $(ROWS) --record ablation_nuclei --opts $(SHORT)
+RESULTS_ceiling := benchmarks/ablation.py nuclei --seeds 0 --rows ceiling --record ceiling_nuclei
+RESULTS_open_set := benchmarks/open_set.py --record
+RESULTS_mask2former_overfit := benchmarks/mask2former_overfit.py --record
 RESULTS_retention := benchmarks/nuclei_retention.py --seeds 0 1 2 --record
 
 .PHONY: demo test bench results lint clean conformance independence
@@ -28,9 +34,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/evaluation_speed.py
 	$(BIN)/python benchmarks/labelling_speed.py
+	$(BIN)/python benchmarks/mask2former_speed.py
 
-results: $(READY)  ## NAME=sample, nuclei, coco_dev (10 to 15 minutes each), ablation or retention (hours)
-	@test -n "$(NAME)" || { echo "usage: make results NAME=sample|nuclei|coco_dev|ablation|retention"; exit 2; }
+results: $(READY)  ## NAME=sample, nuclei, coco_dev, open_set (after it), ceiling, mask2former_overfit; hours: ablation, retention
+	@test -n "$(NAME)" || { echo "usage: make results NAME=sample (or another; see the Makefile)"; exit 2; }
 	$(BIN)/python $(or $(RESULTS_$(NAME)),benchmarks/boxes_to_masks.py --name $(NAME) --record)
 	$(BIN)/python benchmarks/tables.py
 
