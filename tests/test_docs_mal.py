@@ -59,7 +59,7 @@ def test_the_commands_are_understood(script, monkeypatch):
     commands = commands_of("docs/mal.md", script)
     assert commands
     for arguments in commands:
-        assert parse_args(arguments).record, arguments
+        assert parse_args(arguments).seeds, arguments
 
 
 def test_numbers_of_the_configs_are_those_of_the_page():
