@@ -85,20 +85,23 @@ class PseudoLabelStatistics:
     ) -> tuple[Counter[str], Counter[str], float]:
         """Sums over a batch, kept pseudo-labels by class, and the best score of all detections."""
         scores = torch.cat([each.scores for each in found]).float()
-        labels = Instances.cat(kept) if len(kept) > 1 else kept[0]
+        classes, kept_scores, quality = (
+            torch.cat([each.get(name) for each in kept])
+            for name in ("gt_classes", "gt_scores", "gt_quality")
+        )
         parts = [
             scores.max() if len(scores) else scores.new_zeros(()),
             (scores <= self.floors.roi).sum(),
-            labels.gt_scores.sum(),
-            labels.gt_quality.sum(),
-            self.weighting.masks(labels.gt_quality).sum(),
-            self.weighting.positives(labels.gt_scores).sum(),
-            *torch.bincount(labels.gt_classes, minlength=len(self.classes)),
+            kept_scores.sum(),
+            quality.sum(),
+            self.weighting.masks(quality).sum(),
+            self.weighting.positives(kept_scores).sum(),
+            *torch.bincount(classes, minlength=len(self.classes)),
         ]
         # One transfer from the device for all of them.
         best, below, *values = torch.stack([part.to(scores) for part in parts]).tolist()
         sums = Counter(dict(zip(MEANS, values)))
-        sums.update({"images": len(found), "kept": len(labels), "below": below})
+        sums.update({"images": len(found), "kept": len(classes), "below": below})
         amounts = zip(self.classes, map(int, values[len(MEANS) :]))
         return sums, Counter({name: amount for name, amount in amounts if amount}), best
 

@@ -84,6 +84,26 @@ def test_losses_say_which_images_they_are_of(build):
     assert {"unlabelled/rpn/num_pos_anchors", "unlabelled/roi_head/num_fg_samples"} <= set(stored)
 
 
+def test_views_may_differ_in_size(build):
+    """Of one image and of several; coordinates are those of the views without padding."""
+    samples = batch(labelled=2)
+    for sample, side in zip(samples[2:], (40, 56)):
+        sample["strong"] = {"image": sample["strong"]["image"][:, :side, : side + 8]}
+    samples[2]["weak"] = {"image": samples[2]["weak"]["image"][:, :48]}
+    model, sizes = build(), []
+    stock = model.roi_heads.losses_unlabelled
+
+    def spy(features, proposals, labels, background):
+        sizes.extend(each.image_size for each in labels)
+        return stock(features, proposals, labels, background)
+
+    model.roi_heads.losses_unlabelled = spy
+    losses, stored = run(model, samples)
+    assert sizes == [(40, 48), (56, 64)]
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert stored["pseudo-labels/kept per image"][0] > 0
+
+
 def test_gradients_reach_every_part_of_the_student_and_nothing_of_the_teacher(build):
     model = build()
     sum(run(model)[0].values()).backward()
