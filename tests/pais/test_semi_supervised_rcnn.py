@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
-from pais.evaluation import NETWORKS, NetworkEvaluator
+from pais.evaluation import NETWORKS
 from pais.semi_supervised_rcnn import class_names
 from pseudolabel.errors import DataError
 from pseudolabel.loader import seed_everything
@@ -280,35 +279,6 @@ def test_the_named_network_answers_and_both_are_evaluated(network, build):
     (raw,) = model.inference([sample], do_postprocess=False)
     assert raw.pred_masks.shape[1:] == (1, 14, 14)
     assert ((raw.pred_quality >= 0) & (raw.pred_quality <= 1)).all()
-
-
-class Recorder:
-    """An evaluator that counts what it is given."""
-
-    def __init__(self, rank=0):
-        self.rank, self.seen = rank, None
-
-    def reset(self):
-        self.seen = []
-
-    def process(self, inputs, outputs):
-        self.seen += [output["instances"] for output in outputs]
-
-    def evaluate(self):
-        return None if self.rank else OrderedDict(segm={"AP": sum(self.seen)})
-
-
-def test_numbers_of_both_networks_and_of_the_one_that_answers():
-    evaluator = NetworkEvaluator({name: Recorder() for name in NETWORKS}, "teacher")
-    evaluator.reset()
-    evaluator.process([{}, {}], [{"teacher": 3, "student": 1}, {"teacher": 4, "student": 1}])
-    assert evaluator.evaluate() == {
-        "segm": {"AP": 7},
-        "teacher/segm": {"AP": 7},
-        "student/segm": {"AP": 2},
-    }
-    other = NetworkEvaluator({name: Recorder(rank=1) for name in NETWORKS}, "student")
-    assert other.evaluate() is None
 
 
 # Weights
