@@ -78,8 +78,9 @@ def mean_probability(probability: np.ndarray, mask: np.ndarray) -> float:
 
 
 def stability(probability: np.ndarray, threshold: float, delta: float = DELTA) -> float:
-    """IoU of the masks at threshold + d and threshold - d, d = delta * min(threshold, 1 - threshold);
-    0 where nothing is above.
+    """IoU of the masks at threshold + d and threshold - d; 0 where nothing is above.
+
+    d = delta * min(threshold, 1 - threshold), so that both stay between 0 and 1.
 
     The stricter mask lies in the looser one, so this is the ratio of their sizes.
     """
