@@ -169,7 +169,8 @@ def test_a_stop_leaves_no_process_and_no_lease_to_wait_for(workers, folder, undi
     again = Counting()
     label(folder, labeler=again)
     assert outputs(folder) == undisturbed
-    assert 0 < again.boxes < 50
+    # None where the stop came after the last shard.
+    assert again.boxes < 50
 
 
 def cut_in_half(path):

@@ -223,6 +223,8 @@ def refuse_foreign(job: Path) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
+        if not job.exists():
+            return
         names = ["itself"]
     # A plan without the folders that were made before it is somebody else's.
     known = (*FOLDERS, "head.json", *(["plan.json"] if {*FOLDERS} <= {*names} else []))

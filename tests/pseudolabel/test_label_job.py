@@ -12,6 +12,7 @@ import pseudolabel.yardsticks  # noqa: F401  (registers the labelers)
 from pseudolabel.errors import DataError
 from pseudolabel.job.inputs import JobInput
 from pseudolabel.job.options import JobOptions
+from pseudolabel.job.plan import FOLDERS
 from pseudolabel.job.run import run_job
 from pseudolabel.labeler import LABELERS
 from pseudolabel.masks import decode_segmentation
@@ -319,7 +320,8 @@ def test_a_foreign_folder_is_never_removed(tmp_path):
 def test_restart_looks_at_the_input_before_it_throws_a_job_away(tmp_path):
     path = write_boxes(tmp_path, [box(1, [1, 1, 5, 5])])
     job = tmp_path / "labels.json.job"
-    job.mkdir()
+    for name in FOLDERS:
+        (job / name).mkdir(parents=True)
     (job / "plan.json").write_text("{}")
     options = JobOptions(tmp_path, tmp_path / "labels.json", restart=True)
     typo = JobInput(tmp_path, path.with_name("typo.json"))

@@ -88,7 +88,7 @@ MAL = ("--labeler", "mal", "--weights", "x.pth", "--config-file")
         ((*MAL, "good.yaml", "MODEL.MAL.NO_SUCH_KEY", "1"), "options.*NO_SUCH_KEY"),
         ((*MAL, "good.yaml", "SEED"), "options.*odd length"),
         ((*MAL, "good.yaml", "MODEL", "1"), "options.*config key: MODEL"),  # a whole section
-        ((*MAL, "good.yaml", "MODEL.MAL.ENCODER.STEM", "zz"), "good.yaml.*stem must be one of"),
+        ((*MAL, "good.yaml", "MODEL.MAL.ENCODER.STEM", "zz"), "ENCODER: stem must be one of"),
     ],
 )
 def test_one_clear_error_for_bad_options(arguments, message, folder, monkeypatch):

@@ -171,8 +171,12 @@ def test_bad_data_ends_in_one_line_and_a_bug_in_a_traceback(tmp_path):
     assert "Traceback" not in done.text
     done = train_net(config, "DATASETS.TEST", "()", "SOLVER.OPTIMIZER", "Adam")
     assert done.returncode == 1
+    assert "use 'SGD' or 'AdamW'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.text
+    done = train_net(config, "DATASETS.TEST", "()", "SOLVER.LR_SCHEDULER_NAME", "Nobodys")
+    assert done.returncode == 1
     assert "Traceback" in done.stderr
-    assert "use 'SGD' or 'AdamW'" in done.stderr
+    assert "Nobodys" in done.stderr
 
 
 def test_from_boxes_to_a_mask_rcnn_by_configs_alone(trained, tmp_path):
