@@ -104,11 +104,12 @@ def _value(value: Any) -> str:
 
 def _text(ablation: Any, gains: dict[str, dict[int, float]]) -> str:
     n = len(ablation.seeds)
-    spread_of = "one seed" if n == 1 else f"mean ± standard deviation of {n} seeds"
+    spread_of = "one seed" if n == 1 else f"mean ± standard deviation of up to {n} seeds"
     text = (
         f"MAL on {ablation.name} val: IoU with human masks from the true boxes, mean over "
         f"instances; {spread_of}. A row differs from the base in the keys that it names; those of "
-        "MODEL.MAL.TEST use the base's weights. Sizes are by box area in px²."
+        "MODEL.MAL.TEST use the base's weights. Sizes are by box area in px²; a row of one seed (last "
+        "column) proves no difference."
     )
     if ablation.opts:
         pairs = zip(ablation.opts[::2], ablation.opts[1::2])
