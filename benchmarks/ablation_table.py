@@ -108,8 +108,8 @@ def _text(ablation: Any, gains: dict[str, dict[int, float]]) -> str:
     text = (
         f"MAL on {ablation.name} val: IoU with human masks from the true boxes, mean over "
         f"instances; {spread_of}. A row differs from the base in the keys that it names; those of "
-        "MODEL.MAL.TEST use the base's weights. Sizes are by box area in px²; a row of one seed (last "
-        "column) proves no difference."
+        "MODEL.MAL.TEST use the base's weights. Sizes are by box area in px²; a row of one seed "
+        "(last column) proves no difference."
     )
     if ablation.opts:
         pairs = zip(ablation.opts[::2], ablation.opts[1::2])
