@@ -196,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
         show(name, mean_field_ratio(side, batch, repeats))
     name = f"MAL training step, 8 crops, {MAL_CONFIG.relative_to(ROOT)}: step / network passes"
     show(name, mal_step_ratio(repeats))
-    for side, height, width in ((30, 256, 256), (100, 480, 640)):
+    for side, height, width in ((30, 256, 256), (100, 480, 640), (100, 1080, 1920)):
         name = f"run-length code, {side}x{side} box in {width}x{height}: canvas / patch"
         show(name, rle_ratio(side, height, width, repeats, calls=100))
 
