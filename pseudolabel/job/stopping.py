@@ -50,15 +50,20 @@ def stop_held_back() -> Iterator[None]:
     A terminal sends SIGINT to all processes of a command, and one whose Python is only starting
     would print a traceback. A blocked signal stays so in a new process, which calls
     `obey_the_launcher` when it is ready. SIGTERM is not blocked: by it the launcher ends them.
+
+    The block is that of this thread alone. Another one, of a library for sums say, may take SIGINT
+    for the process, and Python then calls the handler here; so the handlers wait, too.
     """
     held: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: held.append(number))
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    _handle(lambda number, frame: held.append(number))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if held:
         raise KeyboardInterrupt
 
