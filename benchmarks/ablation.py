@@ -20,10 +20,9 @@ from pathlib import Path
 import yaml
 from ablation_table import ablation_record
 from boxes_to_masks import config_files
+from commands import finish_measurement
 from detectron2.config import CfgNode
-from results import record
-from stages import ROOT, Runner, Stage, StageError, say
-from tables import measurement_table
+from stages import ROOT, Runner, Stage
 
 from masksmith import new_config
 from pseudolabel.config_diff import differences
@@ -232,22 +231,16 @@ def chosen(rows: list[Row], names: Sequence[str] | None) -> list[Row]:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     output = args.output or ROOT / f"output/ablation_{args.name}"
-    try:
+
+    def work() -> dict:
         rows = chosen(find_rows(args.name, args.opts), args.rows)
         ablation = Ablation(args.name, rows, args.seeds, output, args.jobs, args.opts)
         seconds = {} if args.collect_only else Runner(output, ablation.plan()).run()
         result = ablation_record(ablation, args.record or f"ablation_{args.name}", seconds)
         write_json(output / "result.json", result, indent=1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one ended", file=sys.stderr)
-        return 130
-    except (StageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    say(measurement_table(result))
-    if args.record:
-        say(f"recorded in {record(result)}")
-    return 0
+        return result
+
+    return finish_measurement(work, bool(args.record))
 
 
 if __name__ == "__main__":

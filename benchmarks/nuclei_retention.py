@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 
 from boxes_to_masks import config_files
-from stages import ROOT, Runner, Stage, StageError
+from commands import finish
+from stages import ROOT, Runner, Stage
 
 YARDSTICKS = ("ellipse", "grabcut", "filled_box")
 
@@ -73,14 +74,9 @@ def main() -> int:
         print(f"error: no folder {data}. Remedy: export MASKSMITH_DATA", file=sys.stderr)
         return 1
     output = args.output.resolve()
-    try:
-        Runner(output, label_stages(data, output, args.seeds)).run()
-    except StageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one ended", file=sys.stderr)
-        return 130
+    status, _ = finish(Runner(output, label_stages(data, output, args.seeds)).run)
+    if status:
+        return status
     arms = [f"{name}={output}/labels_{name}.json" for name in YARDSTICKS]
     command = [sys.executable, "tools/retention.py", "--config-file"]
     command += ["configs/mask_rcnn/nuclei.yaml", "--images", str(data / "images")]

@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from boxes_to_masks import LABELERS, label_stage
+from commands import finish_measurement
 from mal_run import require_run
-from results import config_facts, data_facts, labeler_facts, measurement, record
-from stages import ROOT, Runner, Stage, StageError, say
-from tables import clears_text, iou_cell, labeler_name, measurement_table
+from results import config_facts, data_facts, labeler_facts, measurement
+from stages import ROOT, Runner, Stage
+from tables import clears_text, iou_cell, labeler_name
 
 from pseudolabel.errors import DataError
 from pseudolabel.files import nan_to_null, read_json, write_json
@@ -255,21 +256,15 @@ def main(argv: list[str] | None = None) -> int:
     if not data:
         print("error: no data. Remedy: export MASKSMITH_DATA", file=sys.stderr)
         return 1
-    try:
+
+    def work() -> dict:
         job = OpenSet(Path(data).resolve(), args.mal_run, args.output, args.seed)
         require_run(job.mal_run, CONFIG, job.train, job.seed, ROOT)
         result = job.result(Runner(job.output, job.plan()).run())
         write_json(job.output / "result.json", result, indent=1)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one ended", file=sys.stderr)
-        return 130
-    except (StageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    say(measurement_table(result))
-    if args.record:
-        say(f"recorded in {record(result)}")
-    return 0
+        return result
+
+    return finish_measurement(work, args.record)
 
 
 if __name__ == "__main__":

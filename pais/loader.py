@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from pseudolabel.errors import DataError
-from pseudolabel.loader import EpochOrder, isolated_rng, mix_seed
+from pseudolabel.loader import EpochOrder, SeekableLoader, isolated_rng, mix_seed
 
 LABELLED, UNLABELLED = 0, 1
 PROBABILITY, FIXED = "probability", "fixed"
@@ -219,9 +218,8 @@ def new_orders(sources: Sequence[Source], seed: int) -> list[EpochOrder]:
     ]
 
 
-class SemiSupervisedLoader:
-    """Endless iterable of batches (flat lists of samples, labelled ones first) that can be moved
-    to an iteration, as `pseudolabel.loader.TrainLoader`.
+class SemiSupervisedLoader(SeekableLoader):
+    """Batches of both data sets: flat lists of samples, labelled ones first.
 
     Args:
         labelled: data set and mapper.
@@ -270,42 +268,14 @@ class SemiSupervisedLoader:
             group_of = is_wide if group_by_aspect else _one_group
             return Stream(count(rank, world_size), group_of, window)
 
-        self.dataset = SemiSupervisedDataset(sources, seed)
-        self.batches = SemiSupervisedBatches(
+        batches = SemiSupervisedBatches(
             lambda: [new_stream(kind) for kind in range(len(sources))],
             LabelledCount(batch_size, ratio, mode, seed, rank),
             batch_size,
         )
-        self.batches_per_iteration = batches_per_iteration
-        self._recent: deque[list[dict]] = deque(maxlen=batches_per_iteration)
-        self._loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.batches,
-            num_workers=num_workers,
-            collate_fn=list,
-            worker_init_fn=_one_thread,
-            # Else an iterator that starts would advance the global generator.
-            generator=torch.Generator(),
-        )
-
-    def seek(self, iteration: int) -> None:
-        """The next iterator starts with the first batch of `iteration`."""
-        self.batches.start = iteration * self.batches_per_iteration
-
-    @property
-    def last_samples(self) -> list[dict]:
-        """The samples of the last batches, as many batches as an iteration takes."""
-        return [sample for batch in self._recent for sample in batch]
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self._loader:
-            self._recent.append(batch)
-            yield batch
+        dataset = SemiSupervisedDataset(sources, seed)
+        super().__init__(dataset, batches, num_workers, batches_per_iteration)
 
 
 def _one_group(position: int) -> int:
     return 0
-
-
-def _one_thread(worker_id: int) -> None:
-    torch.set_num_threads(1)

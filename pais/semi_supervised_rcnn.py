@@ -17,10 +17,10 @@ import pais.mask_iou_head
 import pais.roi_heads  # noqa: F401  (these register the heads)
 from pais.config import check_config
 from pais.daloss import Floors, score_floors
-from pais.ema import average_with_buffers, momentum_at
+from pais.ema import momentum_at
 from pais.pseudo_labels import WeakViews, keep_above
 from pais.statistics import PseudoLabelStatistics
-from pseudolabel.ema import init_teacher
+from pseudolabel.ema import init_teacher, update_ema
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         self.steps.zero_()
         networks = [_parts(self), _parts(self.teacher)]
         if self.start_from == "teacher":
-            average_with_buffers(*networks, 0.0)
+            update_ema(*networks, 0.0)
         init_teacher(networks[1], networks[0])
 
     def update_teacher(self) -> None:
@@ -211,7 +211,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         """
         self.steps += 1
         momentum = momentum_at(int(self.steps), self.momentum)
-        average_with_buffers(_parts(self.teacher), _parts(self), momentum)
+        update_ema(_parts(self.teacher), _parts(self), momentum, average_buffers=True)
 
     def state_dict(self, *args, **kwargs) -> dict[str, Tensor]:
         """Detectron2's; before the first step without the teacher, which is the student then.

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+
+from pseudolabel.config_diff import ABSENT, flat_keys
 
 
 def add_masksmith_config(cfg: CfgNode) -> None:
@@ -81,19 +82,9 @@ def config_changes(old: str, new: str) -> list[str]:
 
     A key that only one of them has counts as "(absent)" in the other.
     """
-    before, after = (_flatten(CfgNode.load_cfg(text)) for text in (old, new))
+    before, after = (flat_keys(CfgNode.load_cfg(text)) for text in (old, new))
     return [
-        f"{key}: {before.get(key, '(absent)')} -> {after.get(key, '(absent)')}"
+        f"{key}: {before.get(key, ABSENT)} -> {after.get(key, ABSENT)}"
         for key in sorted(before.keys() | after.keys())
         if key not in before or key not in after or before[key] != after[key]
     ]
-
-
-def _flatten(cfg: CfgNode, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in cfg.items():
-        if isinstance(value, CfgNode):
-            flat.update(_flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat

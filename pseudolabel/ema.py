@@ -2,8 +2,8 @@
 
 Policy, the same for every method: entries are matched by name, never by position; parameters are
 averaged; buffers of every dtype are copied, since a running statistic is already an average and a
-counter has no mean. The teacher keeps its own dtype; keep it in float32, where steps of
-(1 - momentum) do not vanish.
+counter has no mean. A method that averages its statistics asks for it (`average_buffers`). The
+teacher keeps its own dtype; keep it in float32, where steps of (1 - momentum) do not vanish.
 """
 
 from __future__ import annotations
@@ -32,24 +32,30 @@ def init_teacher(teacher: nn.Module, student: nn.Module) -> None:
 
 
 @torch.no_grad()
-def update_ema(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+def update_ema(
+    teacher: nn.Module, student: nn.Module, momentum: float, average_buffers: bool = False
+) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, after an optimiser step.
 
     Args:
         teacher: changed in place.
         student: same names and shapes; may be wrapped for data parallelism.
         momentum: in [0, 1]; 0 copies, 1 keeps the teacher's parameters.
+        average_buffers: average buffers of floats too; others are copied all the same.
 
     Raises:
         ValueError: names or shapes differ, or the momentum is out of range.
     """
     if not 0.0 <= momentum <= 1.0:
         raise ValueError(f"momentum must lie in [0, 1], got {momentum}")
-    parameters, buffers = _pairs(teacher, student)
-    if parameters:
-        averages = [own for own, _ in parameters]
-        torch._foreach_lerp_(averages, [other.to(own) for own, other in parameters], 1.0 - momentum)
-    _copy(buffers)
+    averaged, copied = _pairs(teacher, student)
+    if average_buffers:
+        averaged += [pair for pair in copied if pair[0].is_floating_point()]
+        copied = [pair for pair in copied if not pair[0].is_floating_point()]
+    if averaged:
+        own = [pair[0] for pair in averaged]
+        torch._foreach_lerp_(own, [other.to(ours) for ours, other in averaged], 1.0 - momentum)
+    _copy(copied)
 
 
 def unwrap(module: nn.Module) -> nn.Module:

@@ -258,8 +258,50 @@ class PositionBatches(Sampler):
                     yield bucket
 
 
-class TrainLoader:
-    """Endless iterable of batches (lists of mapped dicts) that can be moved to an iteration.
+class SeekableLoader:
+    """Endless iterable of batches (lists of samples) that can be moved to an iteration.
+
+    Args:
+        dataset: position -> sample.
+        batches: endless batches of positions; those before its `start` are left out.
+        num_workers: loader processes; the batches do not depend on it.
+        batches_per_iteration: that the training takes for one step.
+    """
+
+    def __init__(
+        self, dataset: Dataset, batches: Sampler, num_workers: int, batches_per_iteration: int
+    ):
+        self.dataset, self.batches = dataset, batches
+        self.batches_per_iteration = batches_per_iteration
+        self._recent: deque[list[dict]] = deque(maxlen=batches_per_iteration)
+        self._loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_list,
+            worker_init_fn=_one_thread,
+            # Starting an iterator draws a number. From the global generator, that would make the
+            # first iteration after a resume differ from the same one in an unbroken run.
+            generator=torch.Generator(),
+        )
+
+    def seek(self, iteration: int) -> None:
+        """The next iterator starts with the first batch of `iteration`."""
+        self.batches.start = iteration * self.batches_per_iteration
+
+    @property
+    def last_samples(self) -> list[dict]:
+        """The samples of the last batches, as many batches as an iteration takes."""
+        return [sample for batch in self._recent for sample in batch]
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        for batch in self._loader:
+            self._recent.append(batch)
+            yield batch
+
+
+class TrainLoader(SeekableLoader):
+    """Batches of mapped records.
 
     Args:
         records: Detectron2 dataset dicts.
@@ -313,36 +355,11 @@ class TrainLoader:
             record = records[order(position)]
             return int(record["width"] > record["height"])
 
-        self.dataset = PositionDataset(records, mapper, new_order(), seed)
-        self.batches = PositionBatches(
+        dataset = PositionDataset(records, mapper, new_order(), seed)
+        batches = PositionBatches(
             batch_size, is_wide if group_by_aspect else None, rank, world_size, samples_per_image
         )
-        self.batches_per_iteration = batches_per_iteration
-        self._recent: deque[list[dict]] = deque(maxlen=batches_per_iteration)
-        self._loader = DataLoader(
-            self.dataset,
-            batch_sampler=self.batches,
-            num_workers=num_workers,
-            collate_fn=_as_list,
-            worker_init_fn=_one_thread,
-            # Starting an iterator draws a number. From the global generator, that would make the
-            # first iteration after a resume differ from the same one in an unbroken run.
-            generator=torch.Generator(),
-        )
-
-    def seek(self, iteration: int) -> None:
-        """The next iterator starts with the first batch of `iteration`."""
-        self.batches.start = iteration * self.batches_per_iteration
-
-    @property
-    def last_samples(self) -> list[dict]:
-        """The samples of the last batches, as many batches as an iteration takes."""
-        return [sample for batch in self._recent for sample in batch]
-
-    def __iter__(self) -> Iterator[list[dict]]:
-        for batch in self._loader:
-            self._recent.append(batch)
-            yield batch
+        super().__init__(dataset, batches, num_workers, batches_per_iteration)
 
 
 def _as_list(batch: list[dict]) -> list[dict]:

@@ -15,15 +15,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from pseudolabel.errors import DataError
 from pseudolabel.retention import HUMAN
 
 # The runner of stages and the form of a result are those of the benchmarks, which is no package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from results import record
+from commands import finish_measurement
 from retention_runs import Comparison
-from stages import Runner, StageError, say
-from tables import measurement_table
+from stages import Runner
 
 KEYS = (
     *("config_file", "arms", "images", "val", "val_images", "format", "bar", "seeds", "output"),
@@ -64,21 +62,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     comparison = Comparison(**{key: getattr(args, key) for key in KEYS})
-    try:
+
+    def work() -> dict:
         todo = [] if args.collect_only else comparison.plan()
         if todo:
             Runner(args.output, todo).run()
-        result = comparison.collect(args.record or "retention")
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one ended", file=sys.stderr)
-        return 130
-    except (StageError, DataError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    say(measurement_table(result))
-    if args.record:
-        say(f"recorded in {record(result)}")
-    return 0
+        return comparison.collect(args.record or "retention")
+
+    return finish_measurement(work, bool(args.record))
 
 
 if __name__ == "__main__":

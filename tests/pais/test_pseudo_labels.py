@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pais.daloss import DALoss, Floors
-from pais.ema import average_with_buffers, momentum_at
+from pais.ema import momentum_at
 from pais.pseudo_labels import WeakViews, carry, keep_above
 from pais.statistics import PseudoLabelStatistics
+from pseudolabel.ema import update_ema
 
 SIZE = (40, 60)
 IDENTITY = torch.eye(3, dtype=torch.float64)
@@ -289,7 +290,7 @@ def test_average_is_the_closed_form(values, limit):
             student.norm.running_mean.fill_(value)
             student.norm.num_batches_tracked.fill_(step)
         momentum = momentum_at(step, limit)
-        average_with_buffers(teacher, student, momentum)
+        update_ema(teacher, student, momentum, average_buffers=True)
         expected = momentum * expected + (1 - momentum) * value
     assert teacher.weight.tolist() == pytest.approx([expected] * 3, abs=1e-4)
     assert teacher.norm.running_mean.tolist() == pytest.approx([expected] * 2, abs=1e-4)
@@ -303,5 +304,5 @@ def test_below_the_limit_the_teacher_is_the_mean_of_all_students():
     for step, value in enumerate([5.0, 11.0, 6.0], start=1):
         with torch.no_grad():
             student.weight.fill_(value)
-        average_with_buffers(teacher, student, momentum_at(step, 0.999))
+        update_ema(teacher, student, momentum_at(step, 0.999), average_buffers=True)
     assert teacher.weight.tolist() == pytest.approx([6.0] * 3)
