@@ -28,8 +28,12 @@ from pseudolabel.optimizer import (
     without_full_model_clipping,
 )
 from pseudolabel.pipeline import build_pipeline, samples_per_step
+from pseudolabel.plain_samples import to_plain
 
 logger = logging.getLogger(__name__)
+
+NAMED = 8
+"""Images that a message names."""
 
 
 def check_evaluation(cfg: CfgNode) -> None:
@@ -171,30 +175,45 @@ class Trainer(DefaultTrainer):
             super().run_step()
         except FloatingPointError as error:
             path = self._dump(str(error))
+            count = comm.get_world_size()
+            # The mean over the processes is looked at, by the first one.
+            others = f" of this process, one of {count}" if count > 1 else ""
             raise FloatingPointError(
-                f"{error}\nThe batch, the weights and the optimizer state are in {path}. "
-                "Remedy: look at the named images, lower the learning rate (SOLVER.LR_PER_SAMPLE "
+                f"{error}\nThe batch{others}, the weights and the optimizer state are in {path}; "
+                f"its images: {self._images_of_batch()}. "
+                "Remedy: look at the images, lower the learning rate (SOLVER.LR_PER_SAMPLE "
                 "where it is not 0, else SOLVER.BASE_LR) or enable SOLVER.CLIP_GRADIENTS, then "
                 "continue from the last checkpoint with --resume."
             ) from error
 
+    def _images_of_batch(self) -> str:
+        """The files of the last batch in words, not more than a line can hold."""
+        files = [sample.get("file_name", "?") for sample in self._train_loader.last_samples]
+        names = list(dict.fromkeys(map(str, files)))
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        return ", ".join(names[:NAMED]) + more
+
     def _dump(self, message: str) -> Path:
-        """Writes what is needed to look at a failed iteration; plain containers and tensors."""
+        """Writes what is needed to repeat a failed iteration; plain containers and tensors.
+
+        `plain_samples.from_plain` makes the samples of `batch` again (with `SOLVER.ACCUMULATE`
+        those of all batches of the step), of which a model with the weights, seeded as `StepSeed`
+        does it, finds the same losses.
+        """
         path = Path(self.cfg.OUTPUT_DIR, f"nan_dump_rank{comm.get_rank()}_iter{self.iter}.pth")
         batch = self._train_loader.last_samples
         keys = ("file_name", "image_id", "annotation_id")
         names = [{key: sample[key] for key in keys if key in sample} for sample in batch]
         torch.save(
             {
+                **self._trainer.state_dict(),
                 "iteration": self.iter,
+                "rank": comm.get_rank(),
                 "message": message,
-                "samples": names,
-                "tensors": [
-                    {key: value for key, value in sample.items() if torch.is_tensor(value)}
-                    for sample in batch
-                ],
+                "config": self.cfg.dump(),
+                "samples": to_plain(names),
+                "batch": to_plain(batch),
                 "model": unwrap(self.model).state_dict(),
-                "optimizer": self.optimizer.state_dict(),
             },
             path,
         )

@@ -61,7 +61,14 @@ DETECTRON2 = {
     "detectron2.modeling.roi_heads.mask_head": {"mask_rcnn_inference", "mask_rcnn_loss"},
     "detectron2.solver": {"build_optimizer"},
     "detectron2.solver.build": {"maybe_add_gradient_clipping"},
-    "detectron2.structures": {"BitMasks", "BoxMode", "Boxes", "ImageList", "Instances"},
+    "detectron2.structures": {
+        "BitMasks",
+        "BoxMode",
+        "Boxes",
+        "ImageList",
+        "Instances",
+        "PolygonMasks",
+    },
     "detectron2.utils": {"comm"},
     "detectron2.utils.events": {"EventStorage", "get_event_storage"},
     "detectron2.utils.logger": {"setup_logger"},
@@ -76,6 +83,7 @@ PLAIN = {
     "job.buckets job.categories job.dry_run job.durable job.found job.identity job.inputs "
     "job.json_stream job.labelers job.lease job.merge job.stopping "
     "job.options job.plan job.processes job.ray_adapter job.receipt job.run job.shard job.worker "
+    "hidden_truth hidden_truth_plot "
     "calibration config_diff quality image_cache image_paths label_job labeler loader mapper "
     "mask_iou masks paired progress rejected "
     "repair repair_actions report.build report.charts report.drawing report.experiment "

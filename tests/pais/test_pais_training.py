@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from pais.ema import momentum_at
 from pseudolabel.distributed import run_everywhere
-from pseudolabel.loader import seed_everything
+from pseudolabel.loader import mix_seed, seed_everything
+from pseudolabel.plain_samples import from_plain
 from pseudolabel.registration import register_datasets
 from pseudolabel.trainer import Trainer
 from tests.pais.tiny_run import PYRAMID, tiny_config, train_in_this_process, write_split
@@ -93,14 +97,29 @@ def test_a_resumed_run_is_the_same_run(burn_in, config):
 
 
 class Poison(HookBase):
-    """An infinite loss on unlabelled images at one iteration."""
+    """An infinite loss on unlabelled images at one iteration; keeps what the model answered."""
 
     def __init__(self, iteration):
-        self.iteration = iteration
+        self.iteration, self.losses = iteration, {}
 
     def before_step(self):
         if self.trainer.iter == self.iteration:
             self.trainer.model.unlabelled_weight = float("inf")
+            self.trainer.model.register_forward_hook(
+                lambda _, __, losses: self.losses.update(losses)
+            )
+
+
+def repeated(path):
+    """The losses of a dumped iteration, of nothing but the dump."""
+    dump = torch.load(path, weights_only=True)
+    cfg = CfgNode.load_cfg(dump["config"])
+    model = build_model(cfg)
+    model.load_state_dict(dump["model"])
+    model.train().unlabelled_weight = float("inf")
+    seed_everything(mix_seed(cfg.SEED, dump["iteration"], dump["rank"], 1))
+    with EventStorage(dump["iteration"]):
+        return model(from_plain(dump["batch"]))
 
 
 def test_a_loss_that_is_not_finite_updates_neither_network(config):
@@ -111,13 +130,20 @@ def test_a_loss_that_is_not_finite_updates_neither_network(config):
     seed_everything(cfg.SEED)
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
-    trainer.register_hooks([Poison(2)])
-    with pytest.raises(FloatingPointError, match=r"nan_dump_rank0_iter2\.pth"):
+    poison = Poison(2)
+    trainer.register_hooks([poison])
+    with pytest.raises(FloatingPointError, match=r"nan_dump_rank0_iter2\.pth") as error:
         trainer.train()
     assert_equal(trainer.model.state_dict(), expected)
-    dump = torch.load(Path(cfg.OUTPUT_DIR, "nan_dump_rank0_iter2.pth"), weights_only=True)
+    path = Path(cfg.OUTPUT_DIR, "nan_dump_rank0_iter2.pth")
+    dump = torch.load(path, weights_only=True)
     assert [set(sample) for sample in dump["samples"]] == [{"file_name", "image_id"}] * 2
+    assert all(sample["file_name"] in str(error.value) for sample in dump["samples"])
     assert int(dump["model"]["steps"]) == 2
+    # The views of the unlabelled image are nested, and its losses are there.
+    assert set(dump["batch"][1]) >= {"weak", "strong", "weak_to_strong"}
+    assert poison.losses["loss_unsup_mask"].isinf()
+    assert_equal(repeated(path), poison.losses)
 
 
 def test_accumulated_batches_in_mixed_precision_are_one_step(config, caplog):

@@ -71,14 +71,17 @@ def test_nan_stops_the_run_with_a_dump(tmp_path):
     trainer = build(cfg)
     with torch.no_grad():
         trainer.model.student.decoder.key[0].weight.fill_(float("nan"))
-    with pytest.raises(FloatingPointError, match=r"nan_dump_rank0_iter0\.pth.*Remedy"):
+    with pytest.raises(FloatingPointError, match=r"nan_dump_rank0_iter0\.pth.*Remedy") as error:
         trainer.train()
     dump = torch.load(tmp_path / "out" / "nan_dump_rank0_iter0.pth", weights_only=True)
     assert dump["iteration"] == 0
     assert "loss_mil" in dump["message"]
     assert all(Path(sample["file_name"]).is_file() for sample in dump["samples"])
     assert all(sample["annotation_id"] for sample in dump["samples"])
-    assert dump["tensors"][0]["student_view"].shape == (3, 32, 32)
+    assert str(dump["samples"][0]["file_name"]) in str(error.value)
+    assert dump["batch"][0]["student_view"].shape == (3, 32, 32)
+    assert dump["optimizer"].keys() == trainer.optimizer.state_dict().keys()
+    assert dump["config"] == trainer.cfg.dump()
     assert dump["model"].keys() == unwrap(trainer.model).state_dict().keys()
     assert not (tmp_path / "out" / "model_final.pth").exists()
 
