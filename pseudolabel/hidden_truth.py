@@ -220,6 +220,24 @@ def _match(
     return matched, best, np.isnan(matched) & covered
 
 
+def pool(comparisons: Sequence[Comparison]) -> Comparison:
+    """Several comparisons, of equal classes and threshold, as one; an image of each counts anew.
+
+    Raises:
+        ValueError: there is none, or they differ in classes or threshold.
+    """
+    if len({(tuple(c.names.items()), c.threshold) for c in comparisons}) != 1:
+        raise ValueError("comparisons of equal classes and threshold are needed")
+    arrays = ("score", "quality", "category", "matched_iou", "best_iou", "ignored")
+    return Comparison(
+        **{key: np.concatenate([getattr(c, key) for c in comparisons]) for key in arrays},
+        truths=sum((Counter(c.truths) for c in comparisons), Counter()),
+        names=comparisons[0].names,
+        images=sum(c.images for c in comparisons),
+        threshold=comparisons[0].threshold,
+    )
+
+
 def floor_rows(
     comparison: Comparison, floors: Iterable[float] = FLOORS, category: int | None = None
 ) -> list[dict[str, float]]:

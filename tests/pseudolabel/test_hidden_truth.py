@@ -20,6 +20,7 @@ from pseudolabel.hidden_truth import (
     compare_labels,
     floor_rows,
     pearson,
+    pool,
     reliability,
     spearman,
     summarize,
@@ -300,6 +301,18 @@ def test_bins_of_reliability(pairs, bins):
     for key, whole in (("mean_stated", stated), ("mean_iou", iou), ("matched", iou > 0.5)):
         assert np.dot([r[key] for r in rows], counts) == pytest.approx(whole.sum())
     assert all(a["high"] <= b["low"] for a, b in itertools.pairwise(rows))
+
+
+def test_comparisons_together():
+    one = compare_labels(*three())
+    both = pool([one, one])
+    (single,), (double,) = floor_rows(one, [0.3]), floor_rows(both, [0.3])
+    assert double["kept"] == 2 * single["kept"]
+    assert double["kept_per_image"] == single["kept_per_image"]
+    assert double["recall"] == pytest.approx(single["recall"])
+    for others in ([], [one, compare_labels(*three(), 0.75)]):
+        with pytest.raises(ValueError, match="equal classes and threshold"):
+            pool(others)
 
 
 def spoil(change):
