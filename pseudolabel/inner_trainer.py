@@ -44,6 +44,11 @@ class InnerTrainer(SimpleTrainer):
         # Does nothing where it is not enabled.
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=scaled)
         self._batches = None
+        wrapped = isinstance(model, DistributedDataParallel)
+        if mixed_precision and self.device_type == "cpu" and not wrapped:
+            # Convolutions in bfloat16 take about half the time in it. Wrapped, the layout of the
+            # gradients is settled already.
+            model.to(memory_format=torch.channels_last)
 
     def run_step(self) -> None:
         """One optimizer step.

@@ -139,6 +139,16 @@ def test_mixed_precision_is_what_the_flag_says(enabled, dtype, config):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
 
 
+def test_mixed_precision_on_a_cpu_lays_weights_out_for_its_convolutions():
+    for mixed in (True, False):
+        model = nn.Conv2d(4, 4, 3)
+        before = model.weight.clone()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        InnerTrainer(model, [], optimizer, mixed_precision=mixed)
+        assert model.weight.is_contiguous(memory_format=torch.channels_last) is mixed
+        assert torch.equal(model.weight, before)
+
+
 def test_mixed_precision_learns_about_the_same(config):
     opts = ["SOLVER.MAX_ITER", 8, "MODEL.MAL.MIL_WARMUP", 0, "MODEL.MAL.CRF_WEIGHT", 0.0]
     full = train(config("full", *opts)).storage.history("total_loss")
