@@ -48,6 +48,7 @@ _ERRORS = {
     "rle_huge": "encode the mask at the size of its image",
     "iscrowd": "write 0 or 1",
     "area_malformed": "write the area in square pixels, 0 or more",
+    "weight_malformed": "correct it, or drop the key, which is a weight of 1",
     "image_missing": "restore the file, or correct the image folder",
     "image_outside_root": "put the image into the folder, or allow links: --allow-links here, "
     "allow_links: true in DATASETS.REGISTER",

@@ -3,10 +3,11 @@
 None means that nothing in the file says what the record should be; the repair then drops it.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
-from pseudolabel.checks import is_box, is_integer, quote
+from pseudolabel.checks import is_box, is_integer, is_number, quote
 from pseudolabel.defects import Defect
 from pseudolabel.masks import (
     SegmentationError,
@@ -16,6 +17,9 @@ from pseudolabel.masks import (
     xywh_to_xyxy,
 )
 from pseudolabel.validation_masks import measure
+
+# Characters of a number in quotes that is read as one.
+LONGEST_NUMBER = 32
 
 # The new record with an account of the change.
 Outcome = tuple[dict[str, Any], str] | None
@@ -57,6 +61,20 @@ def _crowd_flag(entry: dict, defect: Defect, around: dict) -> Outcome:
     if value in (0, 1, "0", "1"):
         return {**entry, "iscrowd": int(value)}, f"iscrowd {quote(value)} -> {int(value)}"
     return None
+
+
+def _weight(entry: dict, defect: Defect, around: dict) -> Outcome:
+    """A number in quotes is one; any other is left to the reader's default, which is said."""
+    value = entry["weight"]
+    number = None
+    if isinstance(value, str) and len(value) <= LONGEST_NUMBER:
+        try:
+            number = json.loads(value)
+        except ValueError:
+            number = None
+    if is_number(number) and number >= 0:
+        return {**entry, "weight": number}, f"weight {quote(value)} -> {number}"
+    return _without(entry, "weight", f"{defect.problem}; removed, so that it weighs 1")
 
 
 def _drop_points(entry: dict, defect: Defect, around: dict) -> Outcome:
@@ -122,6 +140,7 @@ _ACTIONS: dict[str, Action] = {
     "area_malformed": _area,
     "area_differs": _area,
     "area_missing": _area,
+    "weight_malformed": _weight,
     "unknown_listed_category": _listed_categories,
 }
 MENDED = frozenset(_ACTIONS)

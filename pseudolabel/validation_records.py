@@ -23,8 +23,9 @@ from pseudolabel.masks import MAX_PIXELS
 SINGULAR = {"images": "image", "annotations": "annotation", "categories": "category"}
 UNIT_KEYS = ("score", "quality", "agreement", "hardness")
 LVIS_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
-# Keys of an annotation whose numbers have a check of their own.
-_CHECKED_APART = ("bbox", "segmentation")
+# Keys whose numbers have a check of their own: of an image, of an annotation.
+_OF_IMAGE = ("weight",)
+_OF_ANNOTATION = ("bbox", "segmentation", "weight")
 
 
 @dataclass
@@ -92,6 +93,13 @@ class Subject:
             if not (is_number(value) and 0 <= value <= 1):
                 yield self.defect("score_range", f"{key} is {quote(value)}, not in [0, 1]", key)
 
+    def weight(self) -> Iterator[Defect]:
+        """A defect where a weight of losses is stated that is none; null is none, either."""
+        value = self.entry.get("weight", 1)
+        if not (is_number(value) and value >= 0):
+            problem = f"its weight is {quote(value)}, no number >= 0"
+            yield self.defect("weight_malformed", problem, "weight")
+
     def finite(self, skip: Iterable[str] = ()) -> Iterator[Defect]:
         """A defect where NaN or infinity stand in the record."""
         key = not_finite_key(self.entry, skip)
@@ -149,7 +157,8 @@ def check_images(entries: list, known: Known, need_size: bool) -> Iterator[Defec
         yield from subject.unit_numbers()
         for key in LVIS_LISTS:
             yield from _category_list(subject, key, known)
-        yield from subject.finite()
+        yield from subject.finite(_OF_IMAGE)
+        yield from subject.weight()
         if isinstance(image.get("id"), str) or is_integer(image.get("id")):
             stated = (image.get("height"), image.get("width"))
             known.sizes[image["id"]] = None if size or None in stated else stated
@@ -222,12 +231,13 @@ def check_annotation(subject: Subject, known: Known, seen: Container) -> Iterato
         yield subject.defect("iscrowd_null", "iscrowd is null", "iscrowd")
     elif not is_integer(crowd) or crowd not in (0, 1):
         yield subject.defect("iscrowd", f"iscrowd is {quote(crowd)}, neither 0 nor 1", "iscrowd")
-    yield from subject.finite(_CHECKED_APART)
+    yield from subject.finite(_OF_ANNOTATION)
     area = entry.get("area")
     if area is None:
         yield subject.defect("area_missing", "has no area", "area")
     elif not is_number(area) or area < 0:
         yield subject.defect("area_malformed", f"area is {quote(area)}", "area")
+    yield from subject.weight()
     yield from subject.unit_numbers()
 
 

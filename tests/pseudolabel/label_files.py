@@ -128,6 +128,8 @@ TABLE = [
     ("duplicate_file_name", "image 6", rename("5.png")),
     ("score_range", I, image(hardness=1.5)),
     ("not_finite", I, image(hardness=NAN)),
+    ("weight_malformed", I, image(weight=-0.5)),
+    ("weight_malformed", I, image(weight=INFINITY)),
     # LVIS: categories that an image is said to lack, or not to show in full.
     ("unknown_listed_category", I, image(neg_category_ids=[9, 77])),
     ("unknown_listed_category", I, image(not_exhaustive_category_ids="3")),
@@ -183,6 +185,13 @@ TABLE = [
     ("area_malformed", A, annotation(area=-1)),
     ("area_malformed", A, annotation(area="100")),
     ("area_differs", A, annotation(area=400)),
+    ("weight_malformed", A, annotation(weight=-1)),
+    ("weight_malformed", A, annotation(weight=NAN)),
+    ("weight_malformed", A, annotation(weight="0.5")),
+    ("weight_malformed", A, annotation(weight=None)),  # absent is 1, null is not
+    ("weight_malformed", A, annotation(weight=True)),
+    ("weight_malformed", A, annotation(weight=[0.5])),
+    ("weight_malformed", A, annotation(weight=10**400)),  # beyond a float
     ("not_finite", A, annotation(area=NAN)),
     ("not_finite", A, annotation(extra={"deep": [INFINITY]})),
     ("score_range", A, annotation(score=-0.1)),

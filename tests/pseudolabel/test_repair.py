@@ -130,6 +130,7 @@ def lines(result):
         ),
         (annotation(iscrowd=1.0), "changed annotation 12: iscrowd 1.0 -> 1", {"iscrowd": 1}),
         (annotation(iscrowd=None), "changed annotation 12: iscrowd null -> 0", {"iscrowd": 0}),
+        (annotation(weight="0.5"), "changed annotation 12: weight '0.5' -> 0.5", {"weight": 0.5}),
         (
             annotation(segmentation=runs(0, 1200.0), bbox=[0, 0, 40, 30], area=1200),
             "changed annotation 12: numbers of the run-length code written as whole ones",
@@ -158,6 +159,19 @@ def test_what_is_mended(damage, line, expected):
     first = result.data["annotations"][0]
     assert {key: first[key] for key in expected} == expected
     assert result.counts["annotations"]["dropped"] == 0
+
+
+@pytest.mark.parametrize("kind", ["images", "annotations"])
+@pytest.mark.parametrize(
+    "value", [-1, NAN, None, True, [1], "-1", "NaN", "Infinity", "true", "[1]", "", "1" * 400]
+)
+def test_a_weight_that_is_none_leaves_the_default_and_says_so(kind, value):
+    damage = (image if kind == "images" else annotation)(weight=value)
+    result = repaired(damage)
+    assert "weight" not in result.data[kind][0]
+    (line,) = lines(result)
+    assert line.endswith(", no number >= 0; removed, so that it weighs 1")
+    assert result.counts[kind]["dropped"] == 0
 
 
 @pytest.mark.parametrize(
