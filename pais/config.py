@@ -112,6 +112,9 @@ def _add_data_keys(pais: CfgNode) -> None:
     # Rotation, and shear of either axis, in degrees.
     views.ROTATE = 30.0
     views.SHEAR = 30.0
+    # Boxes of pseudo-labels in the strong view: False, the hulls of the mapped boxes, as released;
+    # True, the boxes of the mapped masks.
+    views.TIGHT_BOXES = False
     # Rectangles erased: fewest and most; largest height and width, as a fraction of the image's.
     views.ERASE_PATCHES = (1, 4)
     views.ERASE_SIDE = 0.2

@@ -43,6 +43,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         unlabelled_weight: lambda_u, factor of the losses on unlabelled images.
         burn_in: optimizer steps on labelled images alone.
         floors: scores that a pseudo-label must exceed.
+        tight_boxes: of pseudo-labels, see `pais.pseudo_labels.carry`.
         momentum: the largest of the moving average.
         start_from: "student" or "teacher" of the weights that a training starts from.
         answer_with: "teacher" or "student", which one predicts.
@@ -59,6 +60,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         unlabelled_weight: float,
         burn_in: int,
         floors: Floors,
+        tight_boxes: bool,
         momentum: float,
         start_from: str,
         answer_with: str,
@@ -69,6 +71,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         self.teacher = teacher
         self.enabled, self.unlabelled_weight = enabled, unlabelled_weight
         self.burn_in, self.floors, self.momentum = burn_in, floors, momentum
+        self.tight_boxes = tight_boxes
         self.start_from, self.answer_with = start_from, answer_with
         self.statistics = statistics
         # Step of the last message on the burn-in; a step may have several batches.
@@ -91,6 +94,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
             "unlabelled_weight": pais.UNLABELLED_WEIGHT,
             "burn_in": pais.BURN_IN_ITERS,
             "floors": floors,
+            "tight_boxes": pais.VIEWS.TIGHT_BOXES,
             "momentum": pais.EMA.MOMENTUM,
             "start_from": pais.EMA.START,
             "answer_with": pais.TEST.NETWORK,
@@ -153,7 +157,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
     ) -> dict[str, Tensor]:
         """The losses against the teacher's pseudo-labels, weighted."""
         weak = WeakViews.look(self.teacher, samples)
-        labels = weak.pseudo_labels(self.floors.initial, images.image_sizes)
+        labels = weak.pseudo_labels(self.floors.initial, images.image_sizes, self.tight_boxes)
         of_proposals, of_heads = (
             [keep_above(each, "gt_scores", floor) for each in labels]
             for floor in (self.floors.rpn, self.floors.roi)

@@ -231,6 +231,7 @@ PAIS = {
     "power_3_coef_1": {"MASK_COEF"},  # its parent is power_3
     "no_box_iou": {"BOX_IOU.ENABLED"},
     "rank_by_quality": {"RANK_GAMMA"},
+    "tight_boxes": {"VIEWS.TIGHT_BOXES"},
 }
 DEEPER = {"MODEL.WEIGHTS", "MODEL.RESNETS.DEPTH"}
 CASCADE = {"MODEL.ROI_HEADS.NAME", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"}

@@ -84,6 +84,26 @@ def test_what_has_no_area_is_dropped():
     assert carry(detections([]), ZOOM, SIZE).gt_masks.tensor.shape == (0, *SIZE)
 
 
+def test_boxes_of_turned_masks_can_be_tight():
+    """The mask, left half of its box, is turned by a right angle about the middle; half is left."""
+    turned = torch.tensor([[0.0, -1, 50], [1, 0, 0], [0, 0, 1]], dtype=torch.float64)
+    found = detections([[10, 10, 30, 30]])
+    hull = carry(found, turned, (60, 60))
+    tight = carry(found, turned, (60, 60), tight_boxes=True)
+    assert hull.gt_boxes.tensor.tolist() == [[20, 10, 40, 30]]
+    assert tight.gt_boxes.tensor.tolist() == [[20, 10, 40, 20]]
+    assert torch.equal(hull.gt_masks.tensor, tight.gt_masks.tensor)
+
+
+@pytest.mark.parametrize("tight", [False, True])
+def test_an_empty_mask_leaves_its_box_and_has_no_quality(tight):
+    found = detections([[10, 10, 30, 30], [5, 5, 15, 15]])
+    found.pred_masks[0] = 0
+    moved = carry(found, IDENTITY, SIZE, tight)
+    assert moved.gt_boxes.tensor.tolist() == [[10, 10, 30, 30], [5, 5, 15, 15]]
+    assert moved.gt_quality.tolist() == [0, pytest.approx(0.7)]
+
+
 def test_half_precision_of_autocast_becomes_single():
     found = detections([[10, 5, 30, 25]])
     for name in ("pred_masks", "scores", "pred_quality"):
