@@ -230,12 +230,36 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
                 del state[name]
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Tensor], *args, **kwargs):
-        """As of any module; where there is no teacher in it, both networks get the student's."""
+    def load_state_dict(
+        self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False
+    ):
+        """As of any module; where there is no teacher in it, both networks get the student's.
+
+        Unless strict, what a teacher of other classes has in another shape is left out and named.
+        The checkpointer, which does so for all names of `state_dict()`, does not know the teacher's
+        before the first step.
+        """
         if not any(name.startswith(TEACHER) for name in state_dict):
             shared = [name for name in state_dict if name.split(".")[0] in PARTS]
             state_dict = {**state_dict, **{TEACHER + name: state_dict[name] for name in shared}}
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        elif not strict:
+            state_dict = self._without_misfits(state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _without_misfits(self, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All but the teacher's entries of other shapes than the model's."""
+        shapes = {name: value.shape for name, value in super().state_dict().items()}
+        misfits = [
+            name
+            for name, value in state_dict.items()
+            if name.startswith(TEACHER) and value.shape != shapes.get(name, value.shape)
+        ]
+        if misfits:
+            logger.warning(
+                "weights of another shape are not loaded, these keep the values that they had: %s",
+                ", ".join(misfits),
+            )
+        return {name: value for name, value in state_dict.items() if name not in misfits}
 
 
 def class_names(cfg: CfgNode) -> Sequence[str]:

@@ -316,6 +316,26 @@ def test_a_stock_mask_rcnn_serves_as_weights(build, tmp_path):
     )
 
 
+def test_a_checkpoint_of_other_classes_gives_what_fits(build, files, tmp_path, caplog):
+    """All but the last layers, which stay as they were, equal in both networks."""
+    model = moved(build())
+    model.update_teacher()
+    torch.save({"model": model.state_dict()}, tmp_path / "pais.pth")
+    cfg = tiny_config(files, tmp_path, *PYRAMID, "MODEL.PAIS.EMA.START", "teacher")
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 5
+    fresh = build_model(cfg)
+    before = fresh.roi_heads.box_predictor.cls_score.weight.clone()
+    DetectionCheckpointer(fresh).load(str(tmp_path / "pais.pth"))
+    (line,) = [m for m in caplog.messages if "teacher.roi_heads.mask_head.predictor.weight" in m]
+    assert "weights of another shape are not loaded" in line
+    assert "conv" not in line
+    for own, origin in ((fresh, model), (fresh.teacher, model.teacher)):
+        assert torch.equal(own.backbone.stages[0].weight, origin.backbone.stages[0].weight)
+        assert torch.equal(own.roi_heads.box_predictor.cls_score.weight, before)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fresh.load_state_dict(model.state_dict())
+
+
 def test_weights_of_a_trunk_are_matched_by_the_end_of_their_names(build, tmp_path):
     """As those of ImageNet in Detectron2's zoo; each has to match one name alone."""
     model = build()
