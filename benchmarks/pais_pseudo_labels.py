@@ -14,6 +14,7 @@ import argparse
 import os
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pseudo_label_table import calibration_result, progress_result
 from stages import ROOT, Runner, Stage, say
 
 from pseudolabel.errors import DataError
-from pseudolabel.files import expand_path, read_json, write_json
+from pseudolabel.files import read_json, write_json
 from pseudolabel.splits import parts
 
 CONFIG = ROOT / "configs/pais/coco_dev_10.yaml"
@@ -44,6 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="default: output/pais_pseudo_labels")
     parser.add_argument("--nuclei", type=Path, help="folder with the runs P_foldF/pais, instead")
+    parser.add_argument("--folds", type=int, nargs="+", default=[1, 2, 3], help="of --nuclei")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prepare", action="store_true", help="make data, splits and weights only")
     parser.add_argument("--record", action="store_true", help="write docs/results and pictures")
@@ -79,12 +81,17 @@ def hidden_part(whole: dict[str, Any], unlabelled: dict[str, Any]) -> dict[str, 
 
 
 def label_stage(run: Path, weights: Path, unlabelled: Path, images: Path, labels: Path) -> Stage:
-    """The teacher's detections on unlabelled images."""
+    """The teacher's detections on unlabelled images.
+
+    The classes are read from their JSON: the config of a run that was moved may name none.
+    """
     config = run / "config.yaml"
+    entry = {"name": "unlabelled", "json": str(unlabelled), "image_root": str(images)}
     command = ["tools/label.py", "--labeler", "detector", "--images", str(images)]
     command += ["--images-json", str(unlabelled), "--output", str(labels), "--restart"]
     command += ["--config-file", str(config), "--weights", str(weights)]
     command += ["DETECTOR.SCORE_THRESH", str(LOWEST_SCORE)]
+    command += ["DATASETS.REGISTER", str([entry]), "DATASETS.TRAIN", "('unlabelled',)"]
     inputs = [config, weights, unlabelled]
     return Stage(f"label_{labels.stem}", command, inputs, [labels], seconds=90)
 
@@ -194,17 +201,20 @@ class NucleiCalibration:
 
     Args:
         data: folder that holds dsb2018_dev.
-        runs: folder of that experiment.
+        runs: folder of that experiment, with `splits` and `P_foldF/pais`.
         output: everything that is written goes below it.
+        folds: that count; others were for choices.
 
     Raises:
         DataError: no run is finished.
     """
 
-    def __init__(self, data: Path, runs: Path, output: Path):
+    def __init__(self, data: Path, runs: Path, output: Path, folds: Sequence[int]):
         self.truth, self.output = data / NUCLEI_TRUTH, output.resolve()
         self.images = self.truth.parents[1] / "images"
-        found = sorted(runs.resolve().glob("*_fold*/pais/model_final.pth"))
+        self.splits = runs.resolve() / "splits"
+        patterns = (f"*_fold{fold}/pais/model_final.pth" for fold in folds)
+        found = sorted(path for p in patterns for path in runs.resolve().glob(p))
         self.runs = {path.parents[1].name: path.parent for path in found}
         if not self.runs:
             problem = "holds no finished run P_foldF/pais"
@@ -219,7 +229,7 @@ class NucleiCalibration:
         whole, groups = read_json(self.truth), []
         for name, run in self.runs.items():
             labels, hidden = self.files(name)
-            unlabelled = registered_json(run / "config.yaml", "UNLABELLED")
+            unlabelled = self.splits / registered_json(run / "config.yaml", "UNLABELLED")
             write_json(hidden, hidden_part(whole, read_json(unlabelled)))
             stage = label_stage(run, run / "model_final.pth", unlabelled, self.images, labels)
             groups.append([stage])
@@ -228,14 +238,18 @@ class NucleiCalibration:
         return calibration_result(self, seconds, pictures)
 
 
-def registered_json(config: Path, kind: str) -> Path:
-    """The JSON of the first data set that a run had as DATASETS.`kind`."""
+def registered_json(config: Path, kind: str) -> str:
+    """File name of the JSON of the first data set that a run had as DATASETS.`kind`.
+
+    Raises:
+        DataError: it had none.
+    """
     cfg = load_config(config)
     name = next(iter(cfg.DATASETS[kind]), None)
     entry = next((e for e in cfg.DATASETS.REGISTER if e["name"] == name), None)
     if entry is None:
         raise DataError(config, f"registers no data set of DATASETS.{kind}", "train it again")
-    return ROOT / expand_path(entry["json"])
+    return Path(entry["json"]).name
 
 
 def main(argv: list[str] | None = None) -> int:

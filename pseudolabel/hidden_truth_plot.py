@@ -46,10 +46,10 @@ def draw_floors(axes: Any, summary: Mapping[str, Any]) -> None:
             fontsize=7,
             color=GREY,
         )
-    axes.set(xlabel="floor of the score (above: number kept)", ylim=(0, 1.08), xlim=(None, None))
+    axes.set(xlabel="floor of the score (above: number kept)", ylim=(0, 1.08))
     axes.set_ylabel(f"share (mask IoU ≥ {summary['threshold']:g})")
     axes.grid(alpha=0.3)
-    axes.legend(loc="center left")
+    axes.legend(loc="best")
 
 
 def draw_reliability(axes: Any, summary: Mapping[str, Any]) -> None:

@@ -161,9 +161,9 @@ def write_run(folder, unlabelled):
 @pytest.fixture
 def nuclei(tmp_path):
     """Two folds of 10 % and one of 5 %, with fabricated labels."""
-    for name in ("10_fold1", "10_fold2", "5_fold1"):
+    for name in ("10_fold0", "10_fold1", "10_fold2", "5_fold1"):  # fold 0 is not asked for
         write_run(tmp_path / "runs" / name / "pais", tmp_path / "unlabelled.json")
-    job = experiment.NucleiCalibration(tmp_path, tmp_path / "runs", tmp_path / "out")
+    job = experiment.NucleiCalibration(tmp_path, tmp_path / "runs", tmp_path / "out", [1, 2])
     write_json(job.truth, coco([(1, 1, 4, {}), (1, 1, 4, {}), (2, 1, 4, {})], (1, 2), classes=1))
     for name in job.runs:
         labels, hidden = job.files(name)
@@ -188,14 +188,13 @@ def test_table_of_calibration(nuclei, tmp_path):
     measurement_table(result)
 
 
-def test_a_run_names_its_unlabelled_images(nuclei, tmp_path):
+def test_a_run_names_its_unlabelled_images(nuclei):
     config = nuclei.runs["5_fold1"] / "config.yaml"
-    found = experiment.registered_json(config, "UNLABELLED")
-    assert found == tmp_path / "unlabelled.json"
+    assert experiment.registered_json(config, "UNLABELLED") == "unlabelled.json"
     with pytest.raises(DataError, match=r"registers no data set of DATASETS\.TEST"):
         experiment.registered_json(config, "TEST")
 
 
 def test_a_folder_without_runs(tmp_path):
     with pytest.raises(DataError, match="holds no finished run"):
-        experiment.NucleiCalibration(tmp_path, tmp_path, tmp_path)
+        experiment.NucleiCalibration(tmp_path, tmp_path, tmp_path, [1])
