@@ -137,9 +137,13 @@ def _sample(
     """
     x = torch.arange(columns.start, columns.stop, dtype=torch.float64) + 0.5
     y = torch.arange(rows.start, rows.stop, dtype=torch.float64) + 0.5
-    points = x[None, :, None] * back[:2, 0] + y[:, None, None] * back[:2, 1] + back[:2, 2]
-    sides = torch.tensor([part.shape[1], part.shape[0]], dtype=torch.float64)
-    grid = 2 * (points - torch.tensor(corner)) / sides - 1
-    grid = grid.to(part.device, torch.float32)
-    values = F.grid_sample(part[None, None], grid[None], padding_mode="zeros", align_corners=False)
+    # Where a pixel comes from is a term of its column and one of its row; the sum alone is as large
+    # as the target. From -1 to 1 over the part.
+    unit = 2 / torch.tensor([part.shape[1], part.shape[0]], dtype=torch.float64)
+    of_column = x[:, None] * back[:2, 0] * unit
+    of_row = (y[:, None] * back[:2, 1] + back[:2, 2] - torch.tensor(corner)) * unit - 1
+    grid = of_row.to(part.device)[:, None] + of_column.to(part.device)
+    values = F.grid_sample(
+        part[None, None], grid[None].float(), padding_mode="zeros", align_corners=False
+    )
     return values[0, 0]

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.data import transforms
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -139,6 +140,35 @@ def test_masks_are_warped_bilinearly_and_halved(name):
     sure = np.abs(values - 0.5) > 1e-3
     assert sure.mean() > 0.8
     assert np.array_equal(mapped[0].numpy()[sure], (values > 0.5)[sure])
+
+
+def warped_whole(masks, matrix, size):
+    """The slow form: every mask sampled as a whole at every target centre; float (N, h, w)."""
+    back = np.linalg.inv(matrix)
+    columns, rows = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5)
+    points = np.stack([columns, rows, np.ones(size)], axis=-1) @ back[:2].T
+    grid = torch.from_numpy(2 * points / [masks.shape[2], masks.shape[1]] - 1).float()
+    grid = grid.expand(len(masks), *grid.shape)
+    values = F.grid_sample(masks[:, None].float(), grid, align_corners=False)
+    return values[:, 0]
+
+
+@given(st.integers(0, 10**6), st.sampled_from(GEOMETRIC_OPS))
+@settings(max_examples=40, deadline=None)
+def test_small_masks_are_warped_as_whole_ones(seed, name):
+    """Near all borders and out of the view; one is empty, one a single pixel."""
+    rng = np.random.default_rng(seed)
+    weak = view(seed)
+    height, width = as_size(weak)
+    centres = rng.uniform(0, 1, (5, 2)) * [height, width]
+    masks = [disc(y, x, r, (height, width)) for (y, x), r in zip(centres, (0, 0.8, 2, 5, 20))]
+    matrix, size = between_views(weak, view(seed + 1, name)), tuple(rng.integers(20, 80, 2))
+    stack = torch.from_numpy(np.stack(masks))
+    values = warped_whole(stack, matrix, size)
+    mapped = map_masks(stack, torch.from_numpy(matrix), tuple(map(int, size)))
+    # Both round, at other places.
+    sure = (values - 0.5).abs() > 1e-4
+    assert torch.equal(mapped[sure], (values > 0.5)[sure])
 
 
 def test_probabilities_are_warped_before_the_threshold():
