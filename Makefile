@@ -20,6 +20,7 @@ RESULTS_ceiling := benchmarks/ablation.py nuclei --seeds 0 --rows ceiling --reco
 RESULTS_open_set := benchmarks/open_set.py --record
 RESULTS_mask2former_overfit := benchmarks/mask2former_overfit.py --record
 RESULTS_retention := benchmarks/nuclei_retention.py --seeds 0 1 2 --record
+RESULTS_pais_nuclei := benchmarks/pais_nuclei.py --record
 RESULTS_pais_pseudo_labels := benchmarks/pais_pseudo_labels.py --record
 RESULTS_pais_calibration := benchmarks/pais_pseudo_labels.py --nuclei output/pais_nuclei --record
 
