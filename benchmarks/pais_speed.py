@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
-"""Time and memory of an iteration of PAIS over those of its two halves (part of `make bench`).
+"""Time and memory of an iteration of PAIS over those of its two halves.
 
-    python tools/train_net.py --config-file configs/pais/nuclei_10.yaml \
-        MODEL.PAIS.ENABLED False SOLVER.MAX_ITER 300 OUTPUT_DIR output/pais_start
-    python benchmarks/pais_speed.py output/pais_start [--record]
+    python benchmarks/pais_speed.py output/pais_nuclei/10_fold1/start [--record]
+
+The folder is that of a supervised run, whose weights make pseudo-labels as a training has them;
+random ones would make far too many. `benchmarks/pais_nuclei.py` leaves this one behind, and any run
+of a config of configs/pais with MODEL.PAIS.ENABLED False will do.
 
 Above: PAIS on labelled and unlabelled images, the teacher's update included. Below: what nobody can
 do without. That is one supervised step on the same student images, with the pseudo-labels as their
