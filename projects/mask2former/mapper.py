@@ -1,7 +1,8 @@
 """Dataset dicts to model input: boxes stay as given, and no instance is lost without being counted.
 
-Detectron2's own mapper draws new boxes around cropped masks and drops what has become empty. Here a
-mask of one pixel survives being scaled down, and only what lies outside of a crop is left out.
+Boxes move with the image and are cut at its border. Detectron2's own mapper draws new boxes around
+cropped masks and drops what has become empty. Here a mask of one pixel survives being scaled down,
+and only what lies outside of a crop is left out.
 """
 
 import copy
@@ -13,7 +14,10 @@ from detectron2.config import CfgNode
 from detectron2.data import detection_utils, transforms
 from detectron2.structures import BitMasks, Boxes, BoxMode, Instances
 
+from pseudolabel.errors import DataError
 from pseudolabel.masks import decode_segmentation
+
+FLIPS = ("none", "horizontal", "vertical")
 
 
 class InstanceMapper:
@@ -41,9 +45,9 @@ class InstanceMapper:
 
         Returns:
             The record's other keys, `image` (uint8 tensor, 3, h, w), `instances` with gt_boxes,
-            gt_classes, gt_masks (`BitMasks`) and gt_weights, and two counts of what is left out:
-            `lost_instances` that lie outside of the crop, and `empty_instances` whose mask has no
-            pixel in the file either. Crowds are not trained on.
+            gt_classes, gt_masks (`BitMasks`) and gt_weights, and three counts of what is left out:
+            `lost_instances` that lie outside of the crop, `empty_instances` whose mask has no pixel
+            in the file either, and `crowds`, which are not trained on.
         """
         record = copy.copy(record)
         pixels = detection_utils.read_image(record["file_name"], format=self.image_format)
@@ -53,18 +57,25 @@ class InstanceMapper:
         change = self.augmentations(augmented)
         pixels = augmented.image
         record["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-        annotations = [a for a in record.pop("annotations") if not a.get("iscrowd", 0)]
+        listed = record.pop("annotations")
+        annotations = [a for a in listed if not a.get("iscrowd", 0)]
         masks = [decode_segmentation(a["segmentation"], *source_size) for a in annotations]
         drawn = [(a, moved_mask(m, change)) for a, m in zip(annotations, masks) if m.any()]
         kept = [(a, mask) for a, mask in drawn if mask.any()]
         record["instances"] = _instances(kept, change, pixels.shape[:2])
         record["lost_instances"] = len(drawn) - len(kept)
         record["empty_instances"] = len(annotations) - len(drawn)
+        record["crowds"] = len(listed) - len(annotations)
         return record
 
 
 def build_augmentations(cfg: CfgNode) -> list:
-    """Large-scale jitter where `INPUT.LSJ.SIZE` asks for it, else Detectron2's of training."""
+    """Large-scale jitter where `INPUT.LSJ.SIZE` asks for it, else Detectron2's of training.
+
+    Raises:
+        DataError: a key that cannot be obeyed.
+    """
+    _check_augmentations(cfg)
     jitter = cfg.INPUT.LSJ
     if jitter.SIZE == 0:
         usual = detection_utils.build_augmentation(cfg, True)
@@ -81,6 +92,23 @@ def build_augmentations(cfg: CfgNode) -> list:
         transforms.ResizeScale(jitter.MIN_SCALE, jitter.MAX_SCALE, side, side),
         transforms.FixedSizeCrop((side, side)),
     ]
+
+
+def _check_augmentations(cfg: CfgNode) -> None:
+    jitter = cfg.INPUT.LSJ
+    if cfg.INPUT.RANDOM_FLIP not in FLIPS:
+        flip = cfg.INPUT.RANDOM_FLIP
+        raise DataError("INPUT.RANDOM_FLIP", f"{flip!r} is no way to flip", f"use one of {FLIPS}")
+    if jitter.SIZE < 0:
+        raise DataError("INPUT.LSJ.SIZE", f"{jitter.SIZE} is no size", "use 0 or more pixels")
+    if jitter.SIZE == 0:
+        return
+    if cfg.INPUT.CROP.ENABLED:
+        problem = "is True, but large-scale jitter cuts out a square of its own"
+        raise DataError("INPUT.CROP.ENABLED", problem, "set it to False, or INPUT.LSJ.SIZE to 0")
+    if not 0 < jitter.MIN_SCALE <= jitter.MAX_SCALE:
+        problem = f"{jitter.MIN_SCALE} is not between 0 and MAX_SCALE {jitter.MAX_SCALE}"
+        raise DataError("INPUT.LSJ.MIN_SCALE", problem, "correct one of the two")
 
 
 def moved_mask(mask: np.ndarray, change: transforms.Transform) -> np.ndarray:

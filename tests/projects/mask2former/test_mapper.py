@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from masksmith_projects.mask2former.mapper import InstanceMapper, build_augmentations, moved_mask
+from pseudolabel.errors import DataError
 from pseudolabel.masks import encode_rle
 from tests.projects.mask2former.tiny_model import tiny_cfg
 
@@ -107,7 +108,7 @@ def test_weights_classes_and_polygons_and_no_crowds(tmp_path):
     assert sample["instances"].gt_classes.tolist() == [4, 1]
     assert sample["instances"].gt_masks.tensor.flatten(1).sum(1).tolist() == [200, 100]
     assert sample["weight"] == 0.5
-    assert sample["lost_instances"] == 0
+    assert (sample["lost_instances"], sample["crowds"]) == (0, 1)
     assert "annotations" in source, "the record of the data set is used again"
 
 
@@ -143,6 +144,22 @@ def test_large_scale_jitter_gives_its_square_and_pads_without_a_mask(tmp_path):
 )
 def test_augmentations_of_the_config(opts, kinds):
     assert [type(step).__name__ for step in build_augmentations(tiny_cfg(opts))] == kinds
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["INPUT.RANDOM_FLIP", "both"], r"RANDOM_FLIP: 'both' is no way"),
+        (["INPUT.LSJ.SIZE", 64, "INPUT.RANDOM_FLIP", "both"], r"RANDOM_FLIP: 'both' is no way"),
+        (["INPUT.LSJ.SIZE", -3], r"LSJ\.SIZE: -3 is no size"),
+        (["INPUT.LSJ.SIZE", 64, "INPUT.CROP.ENABLED", True], r"CROP\.ENABLED: is True, but"),
+        (["INPUT.LSJ.SIZE", 64, "INPUT.LSJ.MIN_SCALE", 3.0], r"3\.0 is not between 0 and MAX"),
+        (["INPUT.LSJ.SIZE", 64, "INPUT.LSJ.MIN_SCALE", 0.0], r"0\.0 is not between 0 and MAX"),
+    ],
+)
+def test_augmentations_that_cannot_be_obeyed(opts, message):
+    with pytest.raises(DataError, match=rf"{message}.*Remedy: "):
+        build_augmentations(tiny_cfg(opts))
 
 
 @given(
