@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+# Logits that are enlarged at a time: 128 MiB of them, of which three copies live at once.
+CHUNK = 2**25
+
 
 def best_pairs(class_logits: Tensor, limit: int) -> tuple[Tensor, Tensor, Tensor]:
     """The most probable pairs of query and class; a query may occur with several classes.
@@ -41,14 +44,30 @@ def masks_with_quality(
         bool (N, *output), the logit being positive, and float (N,): the mean foreground probability
         inside the mask, 0 for an empty one.
     """
-    logits = F.interpolate(mask_logits[None].float(), padded, mode="bilinear", align_corners=False)
-    logits = logits[:, :, : size[0], : size[1]]
+    area = max(padded[0] * padded[1], output[0] * output[1])
+    count = len(mask_logits)
+    masks = torch.empty((count, *output), dtype=torch.bool, device=mask_logits.device)
+    quality = torch.empty(count, device=mask_logits.device)
+    step = max(CHUNK // area, 1)
+    for start in range(0, count, step):
+        part = slice(start, start + step)
+        logits = _enlarged(mask_logits[part], padded, size, output)
+        masks[part] = logits > 0
+        filled = masks[part].flatten(1)
+        inside = (logits.sigmoid_().flatten(1) * filled).sum(1)
+        quality[part] = inside / filled.sum(1).clamp(min=1)
+    return masks, quality
+
+
+def _enlarged(
+    logits: Tensor, padded: tuple[int, int], size: tuple[int, int], output: tuple[int, int]
+) -> Tensor:
+    """float (n, *output) from (n, h, w); see `masks_with_quality`."""
+    large = F.interpolate(logits[None].float(), padded, mode="bilinear", align_corners=False)
+    large = large[:, :, : size[0], : size[1]]
     if tuple(output) != tuple(size):
-        logits = F.interpolate(logits, output, mode="bilinear", align_corners=False)
-    logits = logits[0]
-    masks = logits > 0
-    inside = (logits.sigmoid() * masks).flatten(1).sum(1)
-    return masks, inside / masks.flatten(1).sum(1).clamp(min=1)
+        large = F.interpolate(large, output, mode="bilinear", align_corners=False)
+    return large[0]
 
 
 def rank(class_probs: Tensor, quality: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

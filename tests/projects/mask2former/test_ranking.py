@@ -5,7 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from masksmith_projects.mask2former import ranking
 from masksmith_projects.mask2former.ranking import best_pairs, masks_with_quality, rank
+
+whole = ranking._enlarged
 
 
 @pytest.mark.parametrize("limit", [1, 4, 100])
@@ -29,6 +32,21 @@ def test_masks_are_cut_from_the_padding_and_scaled_to_the_original():
         inside = [torch.sigmoid(v).item() for v in cut.flatten() if v > 0]
         assert torch.equal(masks[index], cut > 0)
         assert quality[index].item() == pytest.approx(sum(inside) / len(inside), rel=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 2 * 40 * 56, 3 * 40 * 56])  # one, two, three masks a time
+def test_chunks_of_queries_change_nothing(chunk, monkeypatch):
+    logits = torch.randn(5, 8, 8, generator=torch.Generator().manual_seed(1))
+    sizes = ((32, 32), (20, 28), (40, 56))
+    masks, quality = masks_with_quality(logits, *sizes)
+    enlarged = []
+    monkeypatch.setattr(ranking, "CHUNK", chunk)
+    monkeypatch.setattr(ranking, "_enlarged", lambda *a: enlarged.append(len(a[0])) or whole(*a))
+    parts, part_quality = masks_with_quality(logits, *sizes)
+    assert max(enlarged) == max(chunk // (40 * 56), 1)
+    assert sum(enlarged) == 5
+    assert torch.equal(parts, masks)
+    assert_close(part_quality, quality)
 
 
 def test_same_size_is_not_resampled_and_an_empty_mask_has_no_quality():
