@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 
 from masksmith_projects.mask2former.config import check_config
 from pseudolabel.config import config_changes
+from pseudolabel.config_diff import differences
 from pseudolabel.pipeline import build_pipeline
 from tests.projects.mask2former.tiny_model import CONFIGS, read_config
 
@@ -65,6 +66,16 @@ def test_its_schedule_fits(path):
         assert solver.LR_SCHEDULER_NAME == "WarmupCosineLR"
         assert 0 < solver.WARMUP_ITERS < solver.MAX_ITER
         assert "STEPS" not in (yaml.safe_load(path.read_text()).get("SOLVER") or {})
+
+
+@pytest.mark.parametrize("backbone", ["R_50", "swin_T", "swin_S"])
+def test_lvis_differs_from_coco_in_data_and_queries_only(backbone):
+    coco, lvis = (read_config(CONFIGS / f"{data}_{backbone}.yaml") for data in ("coco", "lvis_v1"))
+    assert list(differences(coco, lvis)) == [
+        *("DATALOADER.REPEAT_THRESHOLD", "DATALOADER.SAMPLER_TRAIN", "DATASETS.REGISTER"),
+        *("DATASETS.TEST", "DATASETS.TRAIN", "MODEL.MASK_FORMER.NUM_OBJECT_QUERIES"),
+        *("OUTPUT_DIR", "TEST.DETECTIONS_PER_IMAGE"),
+    ]
 
 
 def test_the_optimizer_is_the_published_one_but_for_small_images():
