@@ -15,6 +15,8 @@ from pseudolabel.report.drawing import BLACK, WHITE, Panel, color_of
 
 # Share of its colour in the fill of a mask of full weight.
 _FULL_TINT = 0.6
+# Of what is no label for the student's heads.
+_UNUSED = (150, 150, 150)
 # Pixels: height of a line of text, space between panels, and the smallest box that gets numbers.
 _LINE, _GAP, _SMALLEST = 15, 6, 26
 _FONT_SIZE = 11
@@ -44,6 +46,7 @@ class Example:
         weak, strong: the views.
         scores, quality, weights: float (N,) of the teacher's pseudo-labels, the weights being those
             of their masks; None where the labels are not a teacher's.
+        used: bool (N,), which are labels of the heads; None: all.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Example:
     scores: np.ndarray | None = None
     quality: np.ndarray | None = None
     weights: np.ndarray | None = None
+    used: np.ndarray | None = None
 
 
 def draw_grid(examples: Sequence[Example], side: int = 420, full_weight: float = 2.5) -> np.ndarray:
@@ -80,9 +84,12 @@ def captions(example: Example) -> list[str]:
         weak += f", quality u {_mean(example.quality)}"
     strong = f"{left} left the view" if left else "all in view"
     if example.weights is not None:
-        strong += f", weight w {_mean(example.weights)}"
-        if number:
-            strong += f" ({example.weights.min():.2f} to {example.weights.max():.2f})"
+        weights = example.weights[_used(example)]
+        strong += f", weight w {_mean(weights)}"
+        if len(weights):
+            strong += f" ({weights.min():.2f} to {weights.max():.2f})"
+        if len(weights) < number:
+            strong += f"; {number - len(weights)} grey: not above ROI_SCORE_FLOOR"
     sizes = [f"{view.image.shape[1]}x{view.image.shape[0]}" for view in _views(example)]
     return [
         f"weak view {sizes[0]}, {example.name}",
@@ -90,6 +97,11 @@ def captions(example: Example) -> list[str]:
         f"strong view {sizes[1]}",
         strong,
     ]
+
+
+def _used(example: Example) -> np.ndarray:
+    """bool (N,)."""
+    return np.ones(len(example.weak.masks), bool) if example.used is None else example.used
 
 
 def _views(example: Example) -> tuple[View, View]:
@@ -106,9 +118,9 @@ def _draw_row(example: Example, side: int, full_weight: float) -> np.ndarray:
     numbers = _numbers({"s": example.scores, "u": example.quality})
     panels = [
         Panel(example.weak.image, side).pixels,
-        _labelled(example.weak, side, None, numbers),
+        _labelled(example.weak, side, numbers),
         Panel(example.strong.image, side).pixels,
-        _labelled(example.strong, side, tints, _numbers({"w": weights})),
+        _labelled(example.strong, side, _numbers({"w": weights}), tints, _used(example)),
     ]
     texts = captions(example)
     return np.concatenate([_framed(*pair, side) for pair in zip(panels, texts)], axis=1)
@@ -122,15 +134,24 @@ def _numbers(columns: dict[str, np.ndarray | None]) -> list[str]:
     ]
 
 
-def _labelled(view: View, side: int, tints: np.ndarray | None, numbers: list[str]) -> np.ndarray:
-    """A panel with masks, boxes and what is known of each."""
+def _labelled(
+    view: View,
+    side: int,
+    numbers: list[str],
+    tints: np.ndarray | None = None,
+    used: np.ndarray | None = None,
+) -> np.ndarray:
+    """A panel with masks, boxes and what is known of each; of unused ones a grey outline."""
+    used = np.ones(len(view.masks), bool) if used is None else used
     panel = Panel(view.image, side)
     if tints is None:
         panel.masks(enumerate(view.masks))
     else:
-        for index, (mask, tint) in enumerate(zip(view.masks, tints)):
-            panel.outline(mask, color_of(index), float(tint))
-    shown = [index for index, mask in enumerate(view.masks) if mask.any()]
+        # The grey ones first, so that they hide none of the others.
+        for index in np.argsort(used, kind="stable").tolist():
+            color = color_of(index) if used[index] else _UNUSED
+            panel.outline(view.masks[index], color, float(tints[index]) if used[index] else 0.0)
+    shown = [index for index, mask in enumerate(view.masks) if used[index] and mask.any()]
     xywh = np.concatenate([view.boxes[:, :2], view.boxes[:, 2:] - view.boxes[:, :2]], axis=1)
     panel.boxes((index, xywh[index].tolist()) for index in shown)
     canvas = Image.fromarray(panel.pixels)

@@ -8,7 +8,8 @@
 A row per image: the weak view, the labels on it, the strong view, and the labels as the map between
 the views carries them there. Without --weights the masks of DATASETS.TRAIN stand in for labels;
 with them, images of DATASETS.UNLABELLED get the teacher's pseudo-labels above
-MODEL.PAIS.SCORE_FLOOR, and the fill of a mask shows its weight in the loss.
+MODEL.PAIS.SCORE_FLOOR, and the fill of a mask shows its weight in the loss. Those not above
+MODEL.PAIS.ROI_SCORE_FLOOR teach no mask: on the strong view they are grey outlines.
 
 Exit status: 0 written; 1 with one clear error line; 2 wrong usage.
 """
@@ -29,6 +30,7 @@ from PIL import Image
 from yaml import YAMLError
 
 from masksmith import new_config, register_methods
+from pais.config import check_config
 from pais.daloss import DALoss, score_floors
 from pais.drawing import Example, View, draw_grid
 from pais.mapper import TwoViews, UnlabelledMapper
@@ -80,6 +82,7 @@ def load_config(args: argparse.Namespace) -> CfgNode:
     except (AssertionError, KeyError, TypeError, ValueError, YAMLError) as error:
         text = " ".join(str(error).split())
         raise DataError(args.config, text, "correct the config, or KEY VALUE") from error
+    check_config(cfg)
     register_datasets(cfg)
     cfg.freeze()
     return cfg
@@ -139,12 +142,14 @@ def example_of(
         boxes, masks = stand_ins(record, views)
     else:
         here = {**sample, "weak_to_strong": torch.eye(3, dtype=torch.float64)}
-        floor = score_floors(cfg.MODEL.PAIS).initial
+        floors = score_floors(cfg.MODEL.PAIS)
         looked = WeakViews.look(model.teacher, [here])
-        found = looked.pseudo_labels(floor, [views.weak.shape[:2]])[0]
+        found = looked.pseudo_labels(floors.initial, [views.weak.shape[:2]])[0]
         boxes, masks = found.gt_boxes.tensor.cpu(), found.gt_masks.tensor.cpu()
-        weights = DALoss.from_config(cfg.MODEL.PAIS).masks(found.gt_quality)
-        known = {"scores": found.gt_scores, "quality": found.gt_quality, "weights": weights}
+        used = found.gt_scores > floors.roi
+        weights = DALoss.from_config(cfg.MODEL.PAIS).masks(found.gt_quality) * used
+        known = {"scores": found.gt_scores, "quality": found.gt_quality}
+        known |= {"weights": weights, "used": used}
     size, matrix = views.strong.shape[:2], sample["weak_to_strong"]
     moved = map_boxes(boxes, matrix, size), map_masks(masks, matrix, size)
     rgb = slice(None) if cfg.INPUT.FORMAT == "RGB" else slice(None, None, -1)
@@ -186,7 +191,9 @@ def run(args: argparse.Namespace) -> int:
     with atomic_write(args.output, "wb") as file:
         grid.save(file, format="PNG")
     labels = sum(len(example.weak.masks) for example in examples)
-    print(f"wrote {args.output}: {len(examples)} images with {labels} labels")
+    unused = sum(int((~one.used).sum()) for one in examples if one.used is not None)
+    grey = f", {unused} of them not above the floor of the heads" if unused else ""
+    print(f"wrote {args.output}: {len(examples)} images with {labels} labels{grey}")
     return 0
 
 

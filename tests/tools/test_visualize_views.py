@@ -13,6 +13,7 @@ from tests.tools.commands import load_command
 command = load_command("visualize_views")
 
 SIDE = 96
+PIXEL = np.zeros((1, 1, 3), np.uint8)
 
 
 @pytest.fixture
@@ -60,10 +61,12 @@ def test_a_teacher_labels_the_unlabelled_images(folder, capsys, monkeypatch):
 
     monkeypatch.setattr(command, "draw_grid", spy)
     options = ["--weights", str(folder / "model.pth"), "MODEL.PAIS.SCORE_FLOOR", "0.05"]
+    options += ["MODEL.PAIS.ROI_SCORE_FLOOR", "0.05"]
     assert run(folder, *options) == 0
     labels = sum(len(one.weak.masks) for one in drawn)
     assert f"2 images with {labels} labels" in capsys.readouterr().out
     assert labels > 0
+    assert all(one.used.all() for one in drawn)
     for one in drawn:
         # Images 1 and 2 are the labelled ones.
         assert one.name not in ("1.png", "2.png")
@@ -72,9 +75,24 @@ def test_a_teacher_labels_the_unlabelled_images(folder, capsys, monkeypatch):
         assert len(one.strong.masks) == len(one.weak.masks)
 
 
+def test_labels_that_the_heads_do_not_see_are_not_drawn_as_such(folder, capsys, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        command, "draw_grid", lambda examples, *rest: (drawn.extend(examples), PIXEL)[1]
+    )
+    options = ["--weights", str(folder / "model.pth"), "MODEL.PAIS.SCORE_FLOOR", "0.05"]
+    assert run(folder, *options, "MODEL.PAIS.ROI_SCORE_FLOOR", "0.99") == 0
+    labels = sum(len(one.weak.masks) for one in drawn)
+    assert labels > 0
+    expected = f"{labels} labels, {labels} of them not above the floor of the heads\n"
+    assert capsys.readouterr().out.endswith(expected)
+    assert not any(one.used.any() or one.weights.any() for one in drawn)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["MODEL.PAIS.VIEWS.SHIFT", "-1.0"], "VIEWS.SHIFT"),
         (["--weights", "absent.pth"], "absent.pth"),
         (["DATASETS.TRAIN", "()"], "no image"),
         (["INPUT.FORMAT", "L"], "INPUT.FORMAT"),
@@ -115,7 +133,7 @@ def test_wrong_usage(arguments, capsys):
     capsys.readouterr()
 
 
-def example(weights=None):
+def example(weights=None, used=None):
     image = np.full((40, 60, 3), 100, np.uint8)
     masks = np.zeros((2, 40, 60), bool)
     masks[0, 5:35, 5:35] = True
@@ -128,6 +146,7 @@ def example(weights=None):
             "scores": np.array([0.9, 0.6]),
             "quality": np.array([0.8, 0.4]),
             "weights": np.array(weights),
+            "used": used if used is None else np.array(used),
         }
     return Example("a.png", View(image, boxes, masks), View(image, boxes, gone), **known)
 
@@ -142,6 +161,9 @@ def test_captions_count_what_is_drawn():
     _, weak, _, strong = captions(example([1.5, 0.1]))
     assert weak == "2 pseudo-labels, score s 0.75, quality u 0.60"
     assert strong == "1 left the view, weight w 0.80 (0.10 to 1.50)"
+    *_, strong = captions(example([1.5, 0.0], [True, False]))
+    one = "weight w 1.50 (1.50 to 1.50); 1 grey: not above ROI_SCORE_FLOOR"
+    assert strong == f"1 left the view, {one}"
 
 
 def test_no_label_is_drawn_as_well():
@@ -161,3 +183,16 @@ def test_the_fill_shows_the_weight():
         changes.append(np.abs(inside - 100).mean())
     assert changes[0] == 0
     assert 0 < changes[1] < changes[2]
+
+
+def test_an_unused_label_is_a_grey_outline():
+    """Its colour, box, numbers and fill are gone; the weak view shows it as ever."""
+    panels = {}
+    for used in (True, False):
+        grid = draw_grid([example([2.5, 1.0], [used, used])], side=120).astype(int)
+        panels[used] = grid[:80, 126:246], grid[:80, 3 * 126 : 3 * 126 + 120]
+    assert np.array_equal(panels[True][0], panels[False][0])
+    colourful = [np.ptp(strong, axis=2).max() for _, strong in panels.values()]
+    assert colourful[0] > 50
+    assert colourful[1] == 0
+    assert (panels[False][1] == 150).any()
