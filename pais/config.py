@@ -42,7 +42,8 @@ def add_pais_config(cfg: CfgNode) -> None:
     pais.TEST.NETWORK = "teacher"
 
     pais.LOG = CfgNode()
-    # Iterations without any pseudo-label after which a warning names the likely causes; 0: never.
+    # Iterations without any pseudo-label after which a warning names the likely causes, at the
+    # latest after a quarter of those that may have some; 0: never.
     pais.LOG.WARN_AFTER = 500
 
 
@@ -121,7 +122,7 @@ def _add_data_keys(pais: CfgNode) -> None:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Refuses values of the weights and floors that would be misread without a word.
+    """Refuses values of weights, floors and views that would be misread without a word.
 
     Raises:
         DataError: naming the key and the remedy.
@@ -151,10 +152,37 @@ def check_config(cfg: CfgNode) -> None:
             (key, _at(pais, key) in NETWORKS, "is unknown", f"use one of {NETWORKS}")
             for key in both
         ),
+        *_view_rules(pais.VIEWS),
     ]
     for key, holds, problem, remedy in rules:
         if not holds:
             raise DataError(f"MODEL.PAIS.{key} {_at(pais, key)!r}", problem, remedy)
+
+
+def _view_rules(views: CfgNode) -> list[tuple[str, bool, str, str]]:
+    """Key, whether its value holds, problem and remedy."""
+    share, patches = "use 0 to 1", tuple(views.ERASE_PATCHES)
+    counts = len(patches) == 2 and all(type(count) is int for count in patches)
+    return [
+        ("VIEWS.SHIFT", 0 <= views.SHIFT <= 1, "is no share of a side", share),
+        ("VIEWS.ROTATE", 0 <= views.ROTATE <= 180, "is no largest angle", "use 0 to 180"),
+        # At a right angle nothing is left of an image.
+        ("VIEWS.SHEAR", 0 <= views.SHEAR < 90, "is no largest angle", "use 0 to below 90"),
+        ("VIEWS.ERASE_SIDE", 0 <= views.ERASE_SIDE <= 1, "is no share of a side", share),
+        (
+            "VIEWS.ERASE_PATCHES",
+            counts and 0 <= patches[0] <= patches[1],
+            "are no fewest and most patches",
+            "use two whole numbers, such as (1, 4)",
+        ),
+    ]
+
+
+def warn_after(cfg: CfgNode) -> int:
+    """Iterations without a pseudo-label before a warning, which a short schedule sees as well."""
+    pais = cfg.MODEL.PAIS
+    teaching = cfg.SOLVER.MAX_ITER - pais.BURN_IN_ITERS
+    return min(pais.LOG.WARN_AFTER, max(teaching // 4, 1))
 
 
 def _at(node: CfgNode, key: str) -> Any:

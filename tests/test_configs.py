@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from functools import cache, reduce
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from detectron2.modeling import build_model
 
 from mal import crops
 from masksmith import new_config, register_methods
+from pais.config import warn_after
 from pais.daloss import DALoss, score_floors
 from pseudolabel.config import config_changes
 from pseudolabel.config_diff import differences
@@ -226,8 +228,8 @@ PAIS = {
     "no_class_weight": {"NEGATIVE_WEIGHT"},
     "negative_constant": {"NEGATIVE_WEIGHT"},
     "class_weight": {"CLASS_WEIGHT"},
-    "power_2": {"MASK_POWER"},
-    "power_3": {"MASK_POWER"},
+    "power_2": {"MASK_POWER", "CLASS_POWER"},
+    "power_3": {"MASK_POWER", "CLASS_POWER"},
     "power_3_coef_1": {"MASK_COEF"},  # its parent is power_3
     "no_box_iou": {"BOX_IOU.ENABLED"},
     "rank_by_quality": {"RANK_GAMMA"},
@@ -266,7 +268,13 @@ def test_it_differs_from_its_parent_in_these_keys_alone(name):
 def test_rows_of_the_pais_table_hold_what_their_names_say():
     """The weights that the rows stand for, by the function that the heads use."""
     expected = {  # weights of a mask of quality .6, a positive of score .4, a negative of .3
+        "hard_threshold_0.5": (1.0, 1.0, 0.3, 0.5),
+        "hard_threshold_0.7": (1.0, 1.0, 0.3, 0.7),
         "hard_threshold_0.9": (1.0, 1.0, 0.3, 0.9),
+        "negative_constant": (0.324, 1.0, 0.1225, 0.5),
+        "no_box_iou": (0.324, 1.0, 0.3, 0.5),
+        "rank_by_quality": (0.324, 1.0, 0.3, 0.5),
+        "tight_boxes": (0.324, 1.0, 0.3, 0.5),
         "no_mask_weight": (1.0, 1.0, 0.3, 0.5),
         "no_class_weight": (0.324, 1.0, 1.0, 0.5),
         "class_weight": (0.324, 0.4096, 0.3, 0.35),
@@ -274,8 +282,12 @@ def test_rows_of_the_pais_table_hold_what_their_names_say():
         "power_3": (0.54, 1.0, 0.3, 0.5),
         "power_3_coef_1": (0.216, 1.0, 0.3, 0.5),
     }
+    assert expected.keys() == PAIS.keys()
     for name, row in expected.items():
         pais = load(CONFIGS / f"pais/ablations/{name}.yaml").MODEL.PAIS
+        no_weights = pais.BOX_IOU.ENABLED, bool(pais.RANK_GAMMA), pais.VIEWS.TIGHT_BOXES
+        named = name != "no_box_iou", name == "rank_by_quality", name == "tight_boxes"
+        assert no_weights == named, name
         weights = DALoss.from_config(pais)
         found = (
             weights.masks(torch.tensor(0.6)),
@@ -284,6 +296,18 @@ def test_rows_of_the_pais_table_hold_what_their_names_say():
             score_floors(pais).roi,
         )
         assert [float(value) for value in found] == pytest.approx(row, rel=1e-5), name
+        # Where classes are weighted as well, they are so by the same power.
+        by_class = replace(weights, enabled=True, use_class_weight=True)
+        power = 2 if name == "power_2" else 3 if name.startswith("power_3") else 4
+        assert float(by_class.positives(torch.tensor(0.4))) == pytest.approx(0.8**power), name
+
+
+def test_the_warning_of_missing_pseudo_labels_can_come_in_every_run():
+    for path in RUNS:
+        cfg = load(path)
+        if cfg.MODEL.META_ARCHITECTURE == "SemiSupervisedRCNN" and cfg.MODEL.PAIS.ENABLED:
+            teaching = cfg.SOLVER.MAX_ITER - cfg.MODEL.PAIS.BURN_IN_ITERS
+            assert 0 < warn_after(cfg) <= teaching / 2, path
 
 
 def test_every_ablation_is_listed():
