@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 CLASS_HEAD = ("class_predictor.weight", "class_predictor.bias", "criterion.empty_weight")
 # In old files; computed anew.
 _COMPUTED = "relative_position_index"
+# Behind the last feature map of a Swin. No output depends on it, and files of older versions of the
+# library have none.
+_UNUSED = ("swin.layernorm.weight", "swin.layernorm.bias")
 
 
 def load_whole(network: nn.Module, source: str) -> None:
@@ -31,10 +34,9 @@ def load_whole(network: nn.Module, source: str) -> None:
         DataError: no such weights, or they are of a network of another shape.
     """
     key = "MODEL.MASK_FORMER.PRETRAINED"
-    loaded, info = _load(type(network), source, network.config, key)
-    differing = {name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"])
+    loaded, info, stated = _load(network, source, key)
+    differing = _differing(info)
     _refuse(key, source, differing - set(CLASS_HEAD), info["unexpected_keys"])
-    stated = type(network.config).from_pretrained(expand_path(source))
     if stated.pre_norm != network.config.pre_norm:
         raise DataError(
             "MODEL.MASK_FORMER.PRE_NORM",
@@ -43,7 +45,7 @@ def load_whole(network: nn.Module, source: str) -> None:
         )
     if differing:
         logger.info("%s: the class head is of other classes and starts at random", source)
-    network.load_state_dict(loaded.state_dict())
+    _fill(network, loaded, differing)
 
 
 def load_backbone(encoder: nn.Module, source: str) -> None:
@@ -57,13 +59,13 @@ def load_backbone(encoder: nn.Module, source: str) -> None:
         DataError: as of `load_whole`.
     """
     key = "MODEL.MASK_FORMER.BACKBONE_WEIGHTS"
-    loaded, info = _load(type(encoder), source, encoder.config, key)
-    differing = {name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"])
+    loaded, info, _ = _load(encoder, source, key)
+    differing = _differing(info)
     # Norms of the feature maps belong to the detector, which no classifier has.
     own = {name for name in differing if name.startswith("hidden_states_norms.")}
     unexpected = {n for n in info["unexpected_keys"] if not n.startswith("classifier.")}
     _refuse(key, source, differing - own, unexpected)
-    encoder.load_state_dict(loaded.state_dict())
+    _fill(encoder, loaded, differing)
 
 
 def to_library(model: nn.Module) -> Any:
@@ -79,22 +81,51 @@ def to_library(model: nn.Module) -> Any:
     return whole.train(model.training)
 
 
-def _load(kind: type, source: str, config: Any, key: str) -> tuple[nn.Module, dict]:
+def _load(network: nn.Module, source: str, key: str) -> tuple[nn.Module, dict, Any]:
+    """A twin of the network with what fits of the weights, what did not, and their own config."""
+    from safetensors import SafetensorError
+
     place = expand_path(source)
-    # A missing folder must not be looked up as a name.
-    if place.startswith(("/", ".", "output/")) and not Path(place).is_dir():
-        raise DataError(key, f"there is no folder {place}", "correct it")
+    local = Path(place).is_dir()
+    if not local and not _is_name(place):
+        remedy = "correct it; a name on the hub is OWNER/NAME, with no folder called OWNER here"
+        raise DataError(key, f"there is no folder {place}", remedy)
     try:
-        return kind.from_pretrained(
+        if local and not Path(place, "config.json").is_file():
+            raise FileNotFoundError("it has no config.json")
+        stated = type(network.config).from_pretrained(place)
+        twin, info = type(network).from_pretrained(
             place,
-            config=config,
+            config=network.config,
             weights_only=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (ValueError, *UNREADABLE) as error:
+    except (ValueError, SafetensorError, *UNREADABLE) as error:
+        sought = "" if local else ", looked up as a name on the library's hub,"
         remedy = "give a folder of save_pretrained, or a name that can be downloaded"
-        raise DataError(key, f"{source} cannot be loaded ({error})", remedy) from error
+        raise DataError(key, f"{source}{sought} cannot be loaded ({error})", remedy) from error
+    return twin, info, stated
+
+
+def _is_name(place: str) -> bool:
+    """Whether OWNER/NAME; a folder with a typo must not be looked up on the internet."""
+    owner, _, name = place.partition("/")
+    folder = owner in ("", "output") or Path(owner).is_dir()
+    return bool(name) and "/" not in name and not folder
+
+
+def _differing(info: dict) -> set[str]:
+    """Names of the weights that are absent or of another shape, and are used."""
+    names = {name for name, *_ in info["mismatched_keys"]} | set(info["missing_keys"])
+    return {name for name in names if not name.endswith(_UNUSED)}
+
+
+def _fill(network: nn.Module, loaded: nn.Module, differing: Iterable[str]) -> None:
+    """Copies what was loaded; the rest stays as it was drawn, which is alike in all processes."""
+    state = network.state_dict()
+    state.update({n: value for n, value in loaded.state_dict().items() if n not in differing})
+    network.load_state_dict(state)
 
 
 def _refuse(key: str, source: str, differing: Iterable[str], unexpected: Iterable[str]) -> None:
