@@ -1,10 +1,26 @@
 """Config keys of Mask2Former. Names and values are those of the published COCO instance model."""
 
+from collections.abc import Iterator
+from operator import attrgetter
+
 from detectron2.config import CfgNode
 
 from pseudolabel.errors import DataError
 
 BACKBONES = ("detectron2", "swin", "resnet")
+RESNET_BLOCKS = ("basic", "bottleneck")
+LOSS_WEIGHTS = ("CLASS_WEIGHT", "MASK_WEIGHT", "DICE_WEIGHT")
+# Keys that count something.
+COUNTS = (
+    *("SWIN.EMBED_DIM", "SWIN.WINDOW_SIZE", "RESNET.STEM_DIM"),
+    *("CONVS_DIM", "MASK_DIM", "TRANSFORMER_ENC_LAYERS", "ENC_DIM_FEEDFORWARD"),
+    *("HIDDEN_DIM", "NUM_OBJECT_QUERIES", "NHEADS", "DIM_FEEDFORWARD", "TRAIN_NUM_POINTS"),
+)
+# Keys that count something in each of the four stages of a backbone.
+STAGE_COUNTS = ("SWIN.DEPTHS", "SWIN.NUM_HEADS", "RESNET.WIDTHS", "RESNET.DEPTHS")
+
+# Key below MODEL.MASK_FORMER, whether it is sound, problem, remedy.
+Rule = tuple[str, bool, str, str]
 
 
 def add_mask2former_config(cfg: CfgNode) -> None:
@@ -43,8 +59,9 @@ def _add_backbone_keys(model: CfgNode) -> None:
     model.RESNET.WIDTHS = (256, 512, 1024, 2048)
     model.RESNET.DEPTHS = (3, 4, 6, 3)
     model.RESNET.BLOCK = "bottleneck"  # or "basic"
-    # Weights of the library's backbone, of the whole model (but for a class head of other classes):
-    # a local folder, or a name on the library's hub. "" starts from random numbers.
+    # Weights of the library's backbone, or of the whole model (but for a class head of other
+    # classes), for the start: a local folder, or a name OWNER/NAME on the library's hub. Where both
+    # are "", numbers are random; where MODEL.WEIGHTS is given, neither is read.
     model.BACKBONE_WEIGHTS = ""
     model.PRETRAINED = ""
     # Batch norm of the library's ResNet keeps its loaded statistics and factors.
@@ -91,39 +108,64 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         DataError: naming the key and the remedy.
     """
-    model, prefix = cfg.MODEL.MASK_FORMER, "MODEL.MASK_FORMER."
-    heads, hidden, channels = model.NHEADS, model.HIDDEN_DIM, model.CONVS_DIM
-    multiple = "its group norms have 32 groups"
-    uneven = f"is no multiple of NHEADS {heads}"
-    rules = [
-        ("BACKBONE", model.BACKBONE in BACKBONES, "is no backbone", f"use one of {BACKBONES}"),
-        ("NHEADS", heads > 0, "is no number of heads", "use 1 or more"),
-        ("CONVS_DIM", channels % 32 == 0, "is no multiple of 32", f"round it: {multiple}"),
-        ("CONVS_DIM", channels > 0, "is no width", "use 32 or more"),
-        ("CONVS_DIM", channels % max(heads, 1) == 0, uneven, "choose another of the two"),
-        ("HIDDEN_DIM", hidden % max(heads, 1) == 0, uneven, "choose another of the two"),
-        ("HIDDEN_DIM", hidden % 4 == 0, "is no multiple of 4", "round it: sines of two axes"),
-        ("DEC_LAYERS", model.DEC_LAYERS >= 2, "leaves no decoder layer", "use 2 or more"),
-        ("NUM_OBJECT_QUERIES", model.NUM_OBJECT_QUERIES > 0, "is too small", "use 1 or more"),
-        ("TRAIN_NUM_POINTS", model.TRAIN_NUM_POINTS > 0, "is too small", "use 1 or more"),
-        ("OVERSAMPLE_RATIO", model.OVERSAMPLE_RATIO >= 1, "is below 1", "use 1 or more"),
-        (
-            "IMPORTANCE_SAMPLE_RATIO",
-            0 <= model.IMPORTANCE_SAMPLE_RATIO <= 1,
-            "is no share",
-            "use a number from 0 to 1",
-        ),
-        (
-            "SIZE_DIVISIBILITY",
-            model.SIZE_DIVISIBILITY > 0 and model.SIZE_DIVISIBILITY % 32 == 0,
-            "is no multiple of 32, the stride of the last feature map",
-            "round it up",
-        ),
-    ]
-    for key, sound, problem, remedy in rules:
-        if not sound:
-            raise DataError(prefix + key, f"{model[key]!r} {problem}", remedy)
+    model = cfg.MODEL.MASK_FORMER
+    for rules in (_count_rules, _network_rules, _backbone_rules, _loss_rules):
+        for key, sound, problem, remedy in rules(model):
+            if not sound:
+                value = attrgetter(key)(model)
+                raise DataError(f"MODEL.MASK_FORMER.{key}", f"{value!r} {problem}", remedy)
     _check_stock_keys(cfg)
+
+
+def _count_rules(model: CfgNode) -> Iterator[Rule]:
+    for key in COUNTS:
+        yield key, attrgetter(key)(model) > 0, "is too small", "use 1 or more"
+    for key in STAGE_COUNTS:
+        stages = attrgetter(key)(model)
+        sound = len(stages) == 4 and all(value > 0 for value in stages)
+        yield key, sound, "is no number per stage", "give four numbers of 1 or more"
+
+
+def _network_rules(model: CfgNode) -> Iterator[Rule]:
+    heads, hidden, channels = model.NHEADS, model.HIDDEN_DIM, model.CONVS_DIM
+    uneven, another = f"is no multiple of NHEADS {heads}", "choose another of the two"
+    groups = "round it: its group norms have 32 groups"
+    stride = "is no multiple of 32, the stride of the last feature map"
+    padding = model.SIZE_DIVISIBILITY
+    yield "CONVS_DIM", channels % 32 == 0, "is no multiple of 32", groups
+    yield "CONVS_DIM", channels % heads == 0, uneven, another
+    yield "HIDDEN_DIM", hidden % heads == 0, uneven, another
+    yield "HIDDEN_DIM", hidden % 4 == 0, "is no multiple of 4", "round it: sines of two axes"
+    yield "DEC_LAYERS", model.DEC_LAYERS >= 2, "leaves no decoder layer", "use 2 or more"
+    yield "SIZE_DIVISIBILITY", padding > 0 and padding % 32 == 0, stride, "round it up"
+
+
+def _backbone_rules(model: CfgNode) -> Iterator[Rule]:
+    known = f"use one of {BACKBONES}"
+    yield "BACKBONE", model.BACKBONE in BACKBONES, "is no backbone", known
+    block = model.RESNET.BLOCK in RESNET_BLOCKS
+    yield "RESNET.BLOCK", block, "is no block", f"use one of {RESNET_BLOCKS}"
+    # A Swin doubles its width from stage to stage.
+    widths = [model.SWIN.EMBED_DIM * 2**stage for stage in range(4)]
+    even = all(width % heads == 0 for width, heads in zip(widths, model.SWIN.NUM_HEADS))
+    yield "SWIN.NUM_HEADS", even, f"do not divide the widths {widths}", "choose divisors"
+    share = 0 <= model.SWIN.DROP_PATH_RATE < 1
+    yield "SWIN.DROP_PATH_RATE", share, "is no share", "use a number from 0 to below 1"
+    single = not (model.PRETRAINED and model.BACKBONE_WEIGHTS)
+    problem = "is not read where PRETRAINED brings the whole model"
+    yield "BACKBONE_WEIGHTS", single, problem, 'set one of the two to ""'
+
+
+def _loss_rules(model: CfgNode) -> Iterator[Rule]:
+    for key in LOSS_WEIGHTS:
+        yield key, 0 <= model[key] < float("inf"), "turns a loss around", "use 0 or more"
+    some = any(model[key] > 0 for key in LOSS_WEIGHTS)
+    yield LOSS_WEIGHTS[0], some, "is 0 as the other two are", f"set one of {LOSS_WEIGHTS}"
+    empty = 0 < model.NO_OBJECT_WEIGHT < float("inf")
+    yield "NO_OBJECT_WEIGHT", empty, "is no weight", "use a number above 0"
+    share = 0 <= model.IMPORTANCE_SAMPLE_RATIO <= 1
+    yield "OVERSAMPLE_RATIO", model.OVERSAMPLE_RATIO >= 1, "is below 1", "use 1 or more"
+    yield "IMPORTANCE_SAMPLE_RATIO", share, "is no share", "use a number from 0 to 1"
 
 
 def _check_stock_keys(cfg: CfgNode) -> None:
@@ -132,6 +174,10 @@ def _check_stock_keys(cfg: CfgNode) -> None:
         raise DataError("INPUT.MASK_FORMAT", problem, "set it to 'bitmask'")
     if not cfg.MODEL.MASK_ON:
         raise DataError("MODEL.MASK_ON", "is False, but this model has no boxes", "set it to True")
+    limit = cfg.TEST.DETECTIONS_PER_IMAGE
+    if limit < 1:
+        problem = f"{limit} leaves no result of any image"
+        raise DataError("TEST.DETECTIONS_PER_IMAGE", problem, "use 1 or more; the published is 100")
     if cfg.MODEL.ROI_HEADS.NUM_CLASSES < 1:
         raise DataError(
             "MODEL.ROI_HEADS.NUM_CLASSES",

@@ -1,5 +1,6 @@
 """The library's network as the config describes it, on its own or on a Detectron2 backbone."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from masksmith_projects.mask2former.config import check_config
 from masksmith_projects.mask2former.weights import load_backbone, load_whole
 from pseudolabel.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 STRIDES = (4, 8, 16, 32)
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -34,7 +37,9 @@ class Detectron2Encoder(nn.Module):
 
 
 def build_network(cfg: CfgNode) -> nn.Module:
-    """`Mask2FormerForUniversalSegmentation` with the weights that the config names.
+    """`Mask2FormerForUniversalSegmentation` with the weights that the config names for its start.
+
+    They are left where they are if `MODEL.WEIGHTS` names a checkpoint, which replaces them all.
 
     Raises:
         DataError: a key that the library cannot do, weights that do not fit, or no library.
@@ -53,10 +58,14 @@ def build_network(cfg: CfgNode) -> nn.Module:
         return _on_detectron2_backbone(cfg)
     network = Mask2FormerForUniversalSegmentation(library_config(cfg, _backbone_config(options)))
     encoder = network.model.pixel_level_module.encoder
-    if options.PRETRAINED:
-        load_whole(network, options.PRETRAINED)
+    start = options.PRETRAINED or options.BACKBONE_WEIGHTS
+    if start and cfg.MODEL.WEIGHTS:
+        # An evaluation needs neither their folder nor the internet.
+        logger.warning("%s is not loaded, since MODEL.WEIGHTS takes its place", start)
+    elif options.PRETRAINED:
+        load_whole(network, start)
     elif options.BACKBONE_WEIGHTS:
-        load_backbone(encoder, options.BACKBONE_WEIGHTS)
+        load_backbone(encoder, start)
     if options.BACKBONE == "swin":
         # Behind the last feature map, so that no gradient ever reaches it, which several
         # processes would wait for.
