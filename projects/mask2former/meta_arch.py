@@ -11,18 +11,24 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.structures import BitMasks, ImageList, Instances
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import get_event_storage, has_event_storage
 from torch import Tensor, nn
 
 from masksmith_projects.mask2former.criterion import build_criterion
 from masksmith_projects.mask2former.network import build_network
 from masksmith_projects.mask2former.ranking import best_pairs, masks_with_quality, rank
-from masksmith_projects.mask2former.targets import float_masks, image_weights, instance_weights
+from masksmith_projects.mask2former.targets import (
+    float_masks,
+    ground_truth,
+    image_weights,
+    instance_weights,
+)
 
 # Counts of the mapper, and their names in the metrics.
 LEFT_OUT = {
     "lost_instances": "instances outside of the crop",
     "empty_instances": "instances with an empty mask",
+    "crowds": "crowds",
 }
 
 
@@ -30,8 +36,9 @@ LEFT_OUT = {
 class Mask2Former(nn.Module):
     """Masked-attention mask transformer for instance segmentation (Cheng et al., CVPR 2022).
 
-    The names of its state are those of the library's `Mask2FormerForUniversalSegmentation`, so that
-    a checkpoint's "model" loads into either.
+    The names of its state are those of the library's `Mask2FormerForUniversalSegmentation` in
+    memory, so that a checkpoint's "model" loads into either, in one version of the library.
+    Published files have other names, which `save_pretrained` and `from_pretrained` translate.
 
     Args:
         network: the library's `Mask2FormerForUniversalSegmentation`.
@@ -151,7 +158,8 @@ class Mask2Former(nn.Module):
             samples: of `forward`.
             canvas: (H, W).
         """
-        truths = [sample["instances"].to(self.device) for sample in samples]
+        classes = self.class_predictor.out_features - 1
+        truths = [ground_truth(sample, classes, self.device) for sample in samples]
         losses = self.criterion(
             **layers[-1],
             mask_labels=[
@@ -165,10 +173,7 @@ class Mask2Former(nn.Module):
             instance_weights=[instance_weights(s, t, self.device) for s, t in zip(samples, truths)],
             image_weights=image_weights(samples, self.device),
         )
-        for key, name in LEFT_OUT.items():
-            if any(key in sample for sample in samples):
-                count = sum(sample.get(key, 0) for sample in samples)
-                get_event_storage().put_scalar(f"mask2former/{name}", count)
+        _log_left_out(samples)
         factors = self.criterion.weight_dict
         return {
             name: loss * next(factor for term, factor in factors.items() if name.startswith(term))
@@ -193,15 +198,24 @@ class Mask2Former(nn.Module):
                 size,
                 output,
             )
-            masks, quality = masks[which], quality[which]
-            scores, order = rank(probs, quality, masks)
+            scores, order = rank(probs, quality[which], masks[which])
             instances = Instances(output)
-            instances.pred_masks = masks[order]
+            instances.pred_masks = masks[which[order]]
             instances.scores, instances.pred_classes = scores[order], labels[order]
-            boxes = BitMasks(masks[order].cpu()).get_bounding_boxes()
+            boxes = BitMasks(instances.pred_masks.cpu()).get_bounding_boxes()
             instances.pred_boxes = boxes.to(self.device)
             results.append({"instances": instances})
         return results
 
     def _batch_norms(self) -> list[nn.Module]:
         return [m for m in self.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
+def _log_left_out(samples: list[dict]) -> None:
+    """The mapper's counts of this process's batch, where a training writes metrics."""
+    if not has_event_storage():
+        return
+    for key, name in LEFT_OUT.items():
+        if any(key in sample for sample in samples):
+            count = sum(sample.get(key, 0) for sample in samples)
+            get_event_storage().put_scalar(f"mask2former/{name}", count)

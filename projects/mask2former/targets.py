@@ -14,6 +14,30 @@ from pseudolabel.errors import DataError
 from pseudolabel.masks import decode_segmentation
 
 
+def ground_truth(sample: dict, classes: int, device: torch.device) -> Any:
+    """The `Instances` of a training sample on the device.
+
+    Args:
+        sample: of the mapper.
+        classes: K; the class logits' index K stands for "no object".
+
+    Raises:
+        DataError: there is none, it lacks a field, or a class is none of the model's.
+    """
+    truth = sample.get("instances")
+    if truth is None:
+        raise _unusable(sample, "has no instances", "train with a mapper that gives them")
+    # Detectron2's mapper gives an image without instances no masks.
+    lacking = [f for f in ("gt_classes", "gt_masks") if len(truth) and not truth.has(f)]
+    if lacking:
+        raise _unusable(sample, f"has no {' and '.join(lacking)}", "label every instance")
+    truth = truth.to(device)
+    if len(truth) and not bool(((truth.gt_classes >= 0) & (truth.gt_classes < classes)).all()):
+        problem = f"has classes {truth.gt_classes.tolist()}, the model 0 to {classes - 1}"
+        raise _unusable(sample, problem, "let MODEL.ROI_HEADS.NUM_CLASSES be that of the data")
+    return truth
+
+
 def float_masks(masks: Any, size: tuple[int, int], canvas: tuple[int, int]) -> Tensor:
     """Ground truth masks on the padded canvas, which is what points are drawn on.
 
@@ -64,12 +88,14 @@ def image_weights(samples: Sequence[dict], device: torch.device) -> Tensor:
     """`weight` of each dataset dict as float32 (B,); 1 where there is none.
 
     Raises:
-        DataError: a weight is negative or not finite.
+        DataError: a weight is no number, negative or not finite.
     """
-    weights = [float(sample.get("weight", 1.0)) for sample in samples]
+    weights = [sample.get("weight", 1.0) for sample in samples]
     for weight, sample in zip(weights, samples):
-        check_weights(torch.tensor(weight), sample, "image")
-    return torch.tensor(weights, dtype=torch.float32, device=device)
+        if weight is None:
+            raise _unusable(sample, "has the weight None", "give a number >= 0, or no weight")
+        check_weights(torch.tensor(float(weight)), sample, "image")
+    return torch.tensor([float(w) for w in weights], dtype=torch.float32, device=device)
 
 
 def check_weights(weights: Tensor, sample: dict, kind: str) -> None:
@@ -79,13 +105,14 @@ def check_weights(weights: Tensor, sample: dict, kind: str) -> None:
         DataError: naming the image.
     """
     if not bool((torch.isfinite(weights) & (weights >= 0)).all()):
-        raise DataError(
-            sample.get("file_name", "DATASETS.TRAIN"),
-            f"the weight of {'the' if kind == 'image' else 'an'} {kind} is negative or not finite: "
-            f"{weights.tolist()}",
-            "give a number >= 0",
-            f"image {sample.get('image_id')}",
-        )
+        whose = "the weight of the image" if kind == "image" else "the weight of an annotation"
+        problem = f"{whose} is negative or not finite: {weights.tolist()}"
+        raise _unusable(sample, problem, "give a number >= 0")
+
+
+def _unusable(sample: dict, problem: str, remedy: str) -> DataError:
+    place = sample.get("file_name", "DATASETS.TRAIN")
+    return DataError(place, problem, remedy, f"image {sample.get('image_id')}")
 
 
 def _decode(masks: Sequence[Any], size: tuple[int, int]) -> Tensor:

@@ -50,14 +50,15 @@ def test_odd_batches_train_and_give_gradients(boxes):
     assert found["class_predictor.weight"].abs().sum() > 0
 
 
-def test_losses_and_every_gradient_are_the_library_s_bit_for_bit():
+@pytest.mark.parametrize("backbone", ["swin", "resnet"])
+def test_losses_and_every_gradient_are_the_library_s_bit_for_bit(backbone):
     batch = [sample(), sample(boxes=PIXEL, seed=1)]
-    model = tiny_model().train()
+    model = tiny_model(backbone=backbone).train()
     torch.manual_seed(5)
     total = sum(model(batch).values())
     total.backward()
     found = gradients(model)
-    whole = to_library(tiny_model()).train()
+    whole = to_library(tiny_model(backbone=backbone)).train()
     pixels = torch.zeros(2, 3, 64, 64)
     masks = []
     for index, one in enumerate(batch):
@@ -78,13 +79,23 @@ def test_losses_and_every_gradient_are_the_library_s_bit_for_bit():
     assert all(not others[name].any() for name in left_out)
 
 
-def test_weights_of_image_and_annotation_reach_the_loss():
+def test_weights_of_image_and_annotation_reach_loss_and_gradient():
     model = tiny_model().train()
     weighted = [sample(weight=0.0), sample(seed=1)]
     weighted[1]["instances"].gt_weights = torch.zeros(2)
     losses = model(weighted)
     assert all(value == 0 for name, value in losses.items() if "cross" not in name)
     assert losses["loss_cross_entropy"] > 0, "queries without an object"
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    masks = sum(value for name, value in losses.items() if "cross" not in name)
+    silent = torch.autograd.grad(masks, parameters, retain_graph=True, allow_unused=True)
+    assert not any(g.any() for g in silent if g is not None)
+    parts = torch.autograd.grad(sum(losses.values()), parameters, allow_unused=True)
+    assert any(g.any() for g in parts if g is not None)
+    nothing = sum(model([sample(weight=0.0), sample(seed=1, weight=0)]).values())
+    assert nothing == 0
+    parts = torch.autograd.grad(nothing, parameters, allow_unused=True)
+    assert not any(g.any() for g in parts if g is not None)
     with pytest.raises(
         DataError, match=r"image 3\): the weight of the image is negative or not finite: -1"
     ):
@@ -92,6 +103,45 @@ def test_weights_of_image_and_annotation_reach_the_loss():
     weighted[1]["instances"].gt_weights = torch.tensor([1.0, float("nan")])
     with pytest.raises(DataError, match="weight of an annotation is negative or not finite"):
         model(weighted)
+
+
+def changed(**fields):
+    """A sample whose `instances` have other fields; None takes one away."""
+    one = sample(seed=3)
+    for name, value in fields.items():
+        if value is None:
+            one["instances"].remove(name)
+        else:
+            one["instances"].set(name, value)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("one", "message"),
+    [
+        # Class 3 of 3 would be trained as "no object", with a mask.
+        (changed(gt_classes=torch.tensor([0, 3])), r"has classes \[0, 3\], the model 0 to 2"),
+        (changed(gt_classes=torch.tensor([-1, 0])), r"has classes \[-1, 0\]"),
+        (changed(gt_masks=None), "has no gt_masks"),
+        (changed(gt_masks=None, gt_classes=None), "has no gt_classes and gt_masks"),
+        ({"image": sample()["image"], "image_id": 3}, "has no instances"),
+        (sample(weight=None, seed=3), "has the weight None"),
+    ],
+    ids=["no_object", "negative", "no_masks", "no_fields", "no_instances", "no_weight"],
+)
+def test_ground_truth_that_cannot_be_trained_on(one, message):
+    with pytest.raises(DataError, match=rf"image 3\): {message}.*Remedy: "):
+        tiny_model().train()([sample(), one])
+
+
+def test_rle_ground_truth_trains_as_bits_do():
+    losses = []
+    for masks in (None, [encode_rle(m.numpy()) for m in sample()["instances"].gt_masks.tensor]):
+        model = tiny_model().train()
+        torch.manual_seed(2)
+        losses.append(model([changed(gt_masks=masks) if masks else sample(seed=3)]))
+    for name, value in losses[0].items():
+        assert torch.equal(losses[1][name], value), name
 
 
 def test_without_deep_supervision_only_the_last_prediction_is_trained():
@@ -102,10 +152,13 @@ def test_without_deep_supervision_only_the_last_prediction_is_trained():
 def test_instances_that_are_left_out_are_logged_by_reason():
     model = tiny_model().train()
     with EventStorage() as storage:
-        model([sample(lost_instances=2), sample(lost_instances=1, empty_instances=4)])
+        model([sample(lost_instances=2, crowds=5), sample(lost_instances=1, empty_instances=4)])
     latest = storage.latest()
     assert latest["mask2former/instances outside of the crop"][0] == 3
     assert latest["mask2former/instances with an empty mask"][0] == 4
+    assert latest["mask2former/crowds"][0] == 5
+    # A loop that writes no metrics.
+    assert model([sample(lost_instances=2)])
 
 
 def test_masks_as_bits_tensor_or_rle_are_the_same():
@@ -199,6 +252,7 @@ def test_training_ends_with_an_evaluation(tmp_path):
     assert 0 <= last["segm/AP"] <= 100
     assert last["mask2former/instances outside of the crop"] == 0
     assert last["mask2former/instances with an empty mask"] == 0
+    assert last["mask2former/crowds"] == 0
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_dump(tmp_path):
