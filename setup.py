@@ -42,7 +42,7 @@ setup(
         "matplotlib",
     ],
     extras_require={
-        "hf": ["transformers"],
+        "hf": ["transformers>=5.23"],
         "fast-eval": ["hotcoco"],
         "ray": ["ray[data]"],
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "shapely"],
