@@ -35,7 +35,7 @@ class Comparison:
 
     Attributes:
         score: (N,) class confidence, [0, 1].
-        quality: (N,) stated mask IoU, [0, 1]; NaN where the file states none.
+        quality: (N,) stated mask IoU, [0, 1]; NaN where none is stated, and of a filled box.
         category: (N,) category ids.
         matched_iou: (N,) mask IoU with the instance that is matched to it; NaN where none is.
         best_iou: (N,) largest mask IoU with an instance of its class, matched or not; 0 for none.
@@ -107,7 +107,7 @@ def compare_labels(
     refuse_bare(label_file, found)
     refuse_bare(truth_file, true)
     score = np.array([_stated_score(a, label_file) for a in found], dtype=np.float64)
-    quality = np.array([a.get("quality", np.nan) for a in found], dtype=np.float64)
+    quality = np.array([_stated_quality(a) for a in found], dtype=np.float64)
     sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
     instances = _grouped(true)
     matched, best = np.full(len(found), np.nan), np.zeros(len(found))
@@ -147,9 +147,7 @@ def _require_same_images(labels: dict, truth: dict, label_file: object, truth_fi
         if missing:
             problem = f"lacks {len(missing)} of {len(theirs)} images of {other}"
             raise DataError(where, problem, remedy, f"image {missing[0]}")
-    differing = sorted(key for key, size in sizes[0].items() if size != sizes[1][key])
-    if differing:
-        key = differing[0]
+    for key in sorted(key for key, size in sizes[0].items() if size != sizes[1][key]):
         problem = f"is {sizes[0][key]} high and wide, in {truth_file} {sizes[1][key]}"
         raise DataError(label_file, problem, remedy, f"image {key}")
 
@@ -177,6 +175,12 @@ def _stated_score(annotation: dict, path: object) -> float:
         remedy = "take labels of a detector; tools/evaluate.py compares those of given boxes"
         raise DataError(path, f"its score is {quote(score)}", remedy, record)
     return score
+
+
+def _stated_quality(annotation: dict) -> float:
+    # That of a filled box is a constant, which says nothing of the labeler's masks.
+    own = annotation.get("mask_source", "model") == "model"
+    return annotation.get("quality", np.nan) if own else np.nan
 
 
 def _grouped(annotations: Sequence[dict]) -> dict[tuple[int, int], list[int]]:
@@ -259,7 +263,7 @@ def floor_rows(
     rows = []
     for floor in floors:
         kept = counted & (comparison.score > floor)
-        right = kept & comparison.matched
+        right, told = kept & comparison.matched, kept & ~np.isnan(comparison.quality)
         rows.append(
             {
                 "floor": float(floor),
@@ -269,7 +273,7 @@ def floor_rows(
                 "precision": _share(right.sum(), kept.sum()),
                 "recall": _share(right.sum(), truths),
                 "mean_iou": _share(comparison.matched_iou[right].sum(), right.sum()),
-                "quality_spearman": spearman(comparison.quality[kept], comparison.best_iou[kept]),
+                "quality_spearman": spearman(comparison.quality[told], comparison.best_iou[told]),
             }
         )
     return rows
@@ -280,7 +284,7 @@ def _share(part: float, whole: float) -> float:
 
 
 def pearson(first: np.ndarray, second: np.ndarray) -> float:
-    """Linear correlation; NaN for fewer than two pairs, a constant, or a NaN among them."""
+    """Linear correlation; NaN for fewer than two pairs or a constant."""
     first, second = (np.asarray(v, dtype=np.float64) for v in (first, second))
     if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
         return float("nan")
@@ -289,8 +293,6 @@ def pearson(first: np.ndarray, second: np.ndarray) -> float:
 
 def spearman(first: np.ndarray, second: np.ndarray) -> float:
     """Correlation of ranks, the mean rank for ties; NaN as of `pearson`."""
-    if np.isnan(first).any() or np.isnan(second).any():
-        return float("nan")
     return pearson(rankdata(first), rankdata(second))
 
 
@@ -349,7 +351,7 @@ def summarize(comparison: Comparison, floors: Sequence[float] = FLOORS) -> dict[
         `images`, `predictions`, `ignored`, `truths`, `threshold`; `floors`: `floor_rows`;
         `classes`: name -> `truths` and `floors`; `quality` and `score`: `best` and `matched`
         (`agreement` with the best IoU of all, and with the IoU of the matched) and `reliability`;
-        `quality` is None where an annotation states none. `scores`: histogram in 20 bins of [0, 1].
+        `quality` is None where no prediction states one. `scores`: histogram in 20 bins of [0, 1].
     """
     counted = ~comparison.ignored
     classes = {
@@ -359,7 +361,7 @@ def summarize(comparison: Comparison, floors: Sequence[float] = FLOORS) -> dict[
         }
         for key, name in comparison.names.items()
     }
-    has_quality = not np.isnan(comparison.quality).any()
+    has_quality = not len(comparison.quality) or not np.isnan(comparison.quality).all()
     histogram, _ = np.histogram(comparison.score[counted], bins=20, range=(0.0, 1.0))
     return _plain(
         {
@@ -378,8 +380,8 @@ def summarize(comparison: Comparison, floors: Sequence[float] = FLOORS) -> dict[
 
 
 def _foretold(comparison: Comparison, stated: np.ndarray) -> dict[str, Any]:
-    counted, matched = ~comparison.ignored, comparison.matched
-    best = comparison.best_iou[counted]
+    counted = ~comparison.ignored & ~np.isnan(stated)
+    matched, best = counted & comparison.matched, comparison.best_iou[counted]
     return {
         "best": agreement(stated[counted], best),
         "matched": agreement(stated[matched], comparison.matched_iou[matched]),

@@ -51,7 +51,7 @@ def describe(summary: Mapping[str, Any]) -> list[str]:
             lines += _floor_lines(name, table["truths"], table["floors"])
     for key in ("quality", "score"):
         if summary[key] is None:
-            lines.append(f"{key}: not stated by every label")
+            lines.append(f"{key}: no label states it")
             continue
         lines += _foretold_lines(key, summary[key])
     return lines

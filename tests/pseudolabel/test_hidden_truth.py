@@ -276,6 +276,18 @@ def test_summary_of_next_to_nothing(rows):
     assert (summary["quality"] is None) == bool(rows)
 
 
+def test_the_quality_of_a_filled_box_does_not_count():
+    """It is a constant; the mask and the score count as any other's."""
+    labels, truth = three()
+    labels["annotations"][2].update(mask_source="filled_tiny", quality=0.58)
+    labels["annotations"][1]["mask_source"] = "model"
+    summary = summarize(compare_labels(labels, truth), [0.3])
+    assert summary["quality"]["best"]["n"] == 2
+    assert summary["quality"]["best"]["mean_stated"] == pytest.approx((0.95 + 0.7) / 2)
+    assert summary["score"]["best"]["n"] == summary["floors"][0]["kept"] == 3
+    assert summary["floors"][0]["quality_spearman"] == pytest.approx(1.0)
+
+
 numbers = st.lists(st.tuples(*[st.integers(0, 9)] * 2), min_size=3, max_size=30)
 
 

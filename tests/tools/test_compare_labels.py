@@ -73,7 +73,7 @@ def test_labels_without_quality(files, tmp_path, capsys):
         del annotation["quality"]
     (tmp_path / "labels.json").write_text(json.dumps(data))
     assert run(*files, "--plot", "c.png") == 0
-    assert "quality: not stated by every label" in capsys.readouterr().out
+    assert "quality: no label states it" in capsys.readouterr().out
 
 
 # Options, and what the one line says.
