@@ -52,6 +52,12 @@ FREE = {
     *("DATASETS.REGISTER", "DATASETS.TRAIN", "DATASETS.UNLABELLED", "DATASETS.TEST"),
     *("OUTPUT_DIR", "MODEL.WEIGHTS", "TEST.EVAL_PERIOD", "SOLVER.CHECKPOINT_PERIOD"),
 }
+# Of pseudo-labels: a run on labelled images alone never acts on these keys.
+OF_PSEUDO_LABELS = {
+    f"MODEL.PAIS.{key}"
+    for key in ("VIEWS.TIGHT_BOXES", "UNLABELLED_WEIGHT", "DALOSS")
+    + ("SCORE_FLOOR", "RPN_SCORE_FLOOR", "ROI_SCORE_FLOOR")
+}
 # Seconds of a first run on one core, for an ETA until one has been measured.
 START_SECONDS, ARM_SECONDS, TEST_SECONDS = 300, 450, 60
 
@@ -296,12 +302,14 @@ class Experiment:
         if not (folder / "config.yaml").is_file():
             return None
         found = read_config(folder)
+        supervised = not self.config(run).MODEL.PAIS.ENABLED
+        free = FREE | OF_PSEUDO_LABELS if supervised else FREE
         for key, (there, here) in differences(found, self.config(run)).items():
             # A key that is younger than the run was at its default; classes are counted by a run.
             settled = (there == ABSENT and here == defaults().get(key)) or (
                 key == NUM_CLASSES and here == 0
             )
-            if key not in FREE and not settled:
+            if key not in free and not settled:
                 self._refuse(folder, f"{key} is {there}, and {here} is asked for")
         entries = {entry["name"]: entry["json"] for entry in found["DATASETS"]["REGISTER"]}
         hashes = read_data_hashes(folder)

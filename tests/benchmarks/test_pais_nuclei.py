@@ -313,6 +313,18 @@ def test_a_key_that_is_younger_than_a_run_was_at_its_default(toy):
         toy.check(run)
 
 
+def test_keys_of_pseudo_labels_do_not_matter_without_them(toy):
+    def lower_floor(cfg):
+        cfg.MODEL.PAIS.SCORE_FLOOR = 0.1
+
+    for name in (START, "supervised"):
+        begin(toy, run_of(toy, name), lower_floor)
+    toy.plan()
+    begin(toy, run_of(toy, "pais"), lower_floor)
+    with pytest.raises(DataError, match=r"SCORE_FLOOR is 0\.1"):
+        toy.plan()
+
+
 def test_a_run_on_other_content_of_a_file_is_refused(toy):
     run = run_of(toy, "hard")
     folder = begin(toy, run)
