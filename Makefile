@@ -22,6 +22,7 @@ RESULTS_mask2former_overfit := benchmarks/mask2former_overfit.py --record
 RESULTS_retention := benchmarks/nuclei_retention.py --seeds 0 1 2 --record
 RESULTS_pais_nuclei := benchmarks/pais_nuclei.py --record
 RESULTS_pais_pseudo_labels := benchmarks/pais_pseudo_labels.py --record
+RESULTS_pais_speed := benchmarks/pais_speed.py output/pais_nuclei/10_fold1/start --record
 RESULTS_pais_calibration := benchmarks/pais_pseudo_labels.py --nuclei output/pais_nuclei --record
 
 .PHONY: demo test bench results lint clean conformance independence
@@ -39,7 +40,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/labelling_speed.py
 	$(BIN)/python benchmarks/mask2former_speed.py
 
-results: $(READY)  ## NAME=sample, nuclei, coco_dev, open_set (after it), ceiling, mask2former_overfit; hours: ablation, retention
+results: $(READY)  ## NAME=...; the table of commands in README.md lists them
 	@test -n "$(NAME)" || { echo "usage: make results NAME=sample (or another; see the Makefile)"; exit 2; }
 	$(BIN)/python $(or $(RESULTS_$(NAME)),benchmarks/boxes_to_masks.py --name $(NAME) --record)
 	$(BIN)/python benchmarks/tables.py
