@@ -60,19 +60,18 @@ class Trainer(DefaultTrainer):
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         unit = getattr(build_pipeline(cfg), "sample_name", "samples")
         cfg = with_learning_rate(cfg, samples_per_step(cfg), unit)
-        # Detectron2's own mixed precision refuses a CPU and knows no accumulation.
+        # Detectron2's own mixed precision refuses a CPU; the step is ours in any case.
         plain = cfg.clone()
         plain.defrost()
         plain.SOLVER.AMP.ENABLED = False
         with data_parallel_on(cfg.MODEL.DEVICE):
             super().__init__(plain)
         self.cfg = cfg
-        if cfg.SOLVER.AMP.ENABLED or cfg.SOLVER.ACCUMULATE > 1:
-            self._trainer = InnerTrainer(
-                *(self.model, self._train_loader, self.optimizer),
-                accumulate=cfg.SOLVER.ACCUMULATE,
-                mixed_precision=cfg.SOLVER.AMP.ENABLED,
-            )
+        self._trainer = InnerTrainer(
+            *(self.model, self._train_loader, self.optimizer),
+            accumulate=cfg.SOLVER.ACCUMULATE,
+            mixed_precision=cfg.SOLVER.AMP.ENABLED,
+        )
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
@@ -168,7 +167,7 @@ class Trainer(DefaultTrainer):
         """One iteration.
 
         Raises:
-            FloatingPointError: a loss is not finite; names the dump that was written.
+            FloatingPointError: a loss or a gradient is not finite; names the dump that was written.
             DataError: an image cannot be used.
         """
         try:

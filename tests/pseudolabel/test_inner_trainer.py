@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils.events import EventStorage
 from torch import nn
 
 import mal.data
@@ -110,6 +112,95 @@ def test_nan_in_the_first_of_the_batches_stops_the_run_before_the_step(config):
     assert len(dump["samples"]) == 4
 
 
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("opts", "value"),
+    [
+        ([], NAN),
+        ([], -INF),
+        (["SOLVER.AMP.ENABLED", True], NAN),  # bfloat16 has no scaler that would see it
+        (["SOLVER.ACCUMULATE", 2], INF),
+        (["SOLVER.OPTIMIZER", "SGD"], NAN),
+    ],
+)
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_step(opts, value, config):
+    """Of one weight, under losses that are finite."""
+    cfg = config("out", *opts)
+    trainer = build(cfg)
+    weight = trainer.model.student.decoder.key[0].weight
+    entry = torch.arange(weight.numel()).view_as(weight) == 1
+    weight.register_hook(lambda gradient: gradient.masked_fill(entry, value))
+    before = {name: each.clone() for name, each in trainer.model.state_dict().items()}
+    message = (
+        r"gradient is not finite at iteration=0.*; 1 of \d+ parameters: student\.decoder\.key\.0"
+    )
+    with pytest.raises(FloatingPointError, match=message) as error:
+        trainer.train()
+    assert "nan_dump_rank0_iter0.pth" in str(error.value)
+    for name, each in trainer.model.state_dict().items():
+        assert torch.equal(each, before[name]), name
+    dump = torch.load(Path(cfg.OUTPUT_DIR, "nan_dump_rank0_iter0.pth"), weights_only=True)
+    assert "gradient" in dump["message"]
+    assert not Path(cfg.OUTPUT_DIR, "model_final.pth").exists()
+
+
+@pytest.mark.parametrize("method", ["mal/sample", "mask_rcnn/sample"])
+def test_a_plain_step_is_detectron2s(method, config):
+    """Bit for bit, weights and losses."""
+    found = []
+    for run in ("ours", "stock"):
+        trainer = build(config(run, "SOLVER.MAX_ITER", 3, method=method))
+        if run == "stock":
+            parts = trainer.model, trainer._trainer.data_loader, trainer.optimizer
+            trainer._trainer = SimpleTrainer(*parts)
+        trainer.train()
+        losses = trainer.storage.history("total_loss").values()
+        found.append((trainer.model.state_dict(), losses))
+    (ours, losses), (stock, expected) = found
+    assert losses == expected
+    for name, value in ours.items():
+        assert torch.equal(value, stock[name]), name
+
+
+class OneNumber(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, batch):
+        return {"loss": (self.weight - batch).square()}
+
+
+def test_a_scaler_leaves_out_such_a_step_by_itself():
+    """As float16 has it: no error, no step, a smaller factor."""
+    model = OneNumber()
+    trainer = InnerTrainer(model, [torch.tensor(1.0)], torch.optim.SGD(model.parameters(), 0.1))
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    model.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with EventStorage():
+        trainer.run_step()
+    assert model.weight == 0
+    assert trainer.scaler.get_scale() == 4.0
+
+
+class OneLoss(OneNumber):
+    def forward(self, batch):
+        return super().forward(batch)["loss"]
+
+
+@pytest.mark.parametrize("kind", [OneNumber, OneLoss])
+def test_a_step_is_plain_descent(kind):
+    """Computed by hand; a model may also give one loss without a name, as for Detectron2."""
+    model = kind()
+    trainer = InnerTrainer(model, [torch.tensor(3.0)], torch.optim.SGD(model.parameters(), 0.1))
+    with EventStorage() as storage:
+        trainer.run_step()
+    assert model.weight.item() == pytest.approx(0.6)  # from 0, the gradient being -6
+    assert storage.history("total_loss").latest() == 9.0
+
+
 def dtypes_of_a_step(trainer):
     """The dtypes of all linear layers' outputs, of the losses and of the gradients."""
     seen, losses = set(), {}
@@ -163,15 +254,6 @@ def test_stock_mask_rcnn_trains_in_mixed_precision_on_a_cpu(config):
     trainer = train(cfg)
     assert trainer.iter == 2
     assert trainer.storage.history("loss_mask").latest() > 0
-
-
-class OneNumber(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.0))
-
-    def forward(self, batch):
-        return {"loss": (self.weight - batch).square()}
 
 
 def test_the_scaler_of_float16_is_in_the_checkpoint():
