@@ -5,7 +5,7 @@ Shape legend: H, W image rows and columns, N instances, M side of a mask head's 
 
 import hashlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,9 @@ class DetectorLabeler:
         else:
             instances = self.model([sample])[0]["instances"]
         fields = dict(instances.get_fields())
+        # A model that ranks by something else keeps the scores of its classes beside that.
+        if "class_scores" in fields:
+            fields["scores"] = fields.pop("class_scores")
         boxes = fields.pop("pred_boxes", None)
         fields["boxes"] = torch.zeros(len(instances), 4) if boxes is None else boxes.tensor
         return {
@@ -181,16 +184,30 @@ def _box_around(mask: np.ndarray) -> np.ndarray | None:
     return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
 
 
-def load_config(config_file: str, opts: list[str]) -> CfgNode:
+def shared_config() -> CfgNode:
+    """Detectron2's config with the keys that all methods share."""
+    cfg = get_cfg()
+    add_masksmith_config(cfg)
+    return cfg
+
+
+def load_config(
+    config_file: str, opts: list[str], new_config: Callable[[], CfgNode] = shared_config
+) -> CfgNode:
     """The config of a detector's training run: its YAML, or the `config.yaml` of its output.
 
-    The saved config of a run holds the keys of every method; those unknown here are taken over.
+    The saved config of a run holds the keys of every method; those unknown here are taken over. A
+    YAML holds some of them, so the others need the defaults of `new_config`.
+
+    Args:
+        config_file: YAML.
+        opts: KEY VALUE pairs.
+        new_config: makes the config that the YAML is merged into.
 
     Raises:
         DataError: the file is missing or no config, or a key or value of `opts` does not fit.
     """
-    cfg = get_cfg()
-    add_masksmith_config(cfg)
+    cfg = new_config()
     add_detector_config(cfg)
     device = cfg.MODEL.DEVICE
     cfg.set_new_allowed(True)
@@ -260,7 +277,10 @@ def _known_categories(name: str) -> list[dict[str, Any]]:
 
 @LABELERS.register()
 def detector(
-    config_file: str = "", weights: str = "", opts: list[str] | None = None
+    config_file: str = "",
+    weights: str = "",
+    opts: list[str] | None = None,
+    new_config: Callable[[], CfgNode] = shared_config,
 ) -> DetectorLabeler:
     """Builds the labeler "detector".
 
@@ -268,6 +288,7 @@ def detector(
         config_file: YAML of the training run.
         weights: its checkpoint, or any file that Detectron2's checkpointer reads.
         opts: KEY VALUE pairs that override the config; DETECTOR.SCORE_THRESH is the labeler's own.
+        new_config: of `load_config`; with the keys of the methods whose YAMLs are to be read.
 
     Raises:
         DataError: config or weights are not named or unusable, or do not fit each other.
@@ -276,7 +297,7 @@ def detector(
         raise DataError(
             "labeler 'detector'", "needs a config and weights", "give --config-file and --weights"
         )
-    cfg = load_config(config_file, opts or [])
+    cfg = load_config(config_file, opts or [], new_config)
     categories = trained_categories(cfg)
     if cfg.INPUT.FORMAT not in ("RGB", "BGR"):
         raise DataError("INPUT.FORMAT", f"is {cfg.INPUT.FORMAT!r}", "use a model of RGB or BGR")

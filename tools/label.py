@@ -71,11 +71,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def build_labeler(args: argparse.Namespace) -> Labeler:
     """The labeler that the command line names; options that it does not have are refused."""
+    options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
     if args.labeler == "detector":
-        from masksmith import register_methods  # takes seconds
+        from masksmith import new_config, register_methods  # takes seconds
 
         register_methods()
-    options = {"config_file": args.config_file, "weights": args.weights, "opts": args.opts}
+        # The keys of every method, of which the YAML of a run states some.
+        options["new_config"] = new_config
     return load_labeler(args.labeler, options, HOMES)
 
 

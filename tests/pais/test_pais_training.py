@@ -1,5 +1,6 @@
 """Whole trainings of PAIS by the project's one trainer, on a tiny network and drawn images."""
 
+import copy
 import json
 import logging
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
@@ -146,18 +148,74 @@ def test_a_loss_that_is_not_finite_updates_neither_network(config):
     assert_equal(repeated(path), poison.losses)
 
 
+def gradients(model):
+    """Of the parameters that are trained, by name."""
+    found = model.named_parameters()
+    return {name: p.grad.clone() for name, p in found if p.grad is not None}
+
+
+def mean_gradients(model, batches, seed):
+    """Of each batch by itself, in bfloat16 and with the random numbers of a step."""
+    seed_everything(seed)
+    found = []
+    with EventStorage(0):
+        for batch in batches:
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = model(batch)
+            sum(losses.values()).backward()
+            found.append(gradients(model))
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
 def test_accumulated_batches_in_mixed_precision_are_one_step(config, caplog):
     caplog.set_level(logging.INFO)
-    opts = ["SOLVER.ACCUMULATE", 2, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 2]
+    opts = ["SOLVER.ACCUMULATE", 2, "SOLVER.AMP.ENABLED", True, "SOLVER.MAX_ITER", 1]
     cfg = config("run", *opts, "DATASETS.TEST", "()", "SOLVER.BASE_LR", 0.01)
-    model = trained(cfg).model
-    assert int(model.steps) == 2
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    seed_everything(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    model, batches, lowered = trainer.model, [], []
+    before = copy.deepcopy(model)
+
+    def look(_, given):
+        batches.append(copy.deepcopy(given[0]))
+        lowered.append(torch.is_autocast_enabled("cpu"))
+
+    handle = model.register_forward_pre_hook(look)
+    trainer.train()
+    handle.remove()
+    assert lowered == [True, True]
+    # Before the same batches are looked at once more.
     (line,) = [m for m in caplog.messages if m.startswith("pseudo-labels of")]
+    images = [{sample["image_id"] for sample in batch} for batch in batches]
+    assert not images[0] & images[1]
+    assert int(model.steps) == 1
+    expected = mean_gradients(before, batches, mix_seed(cfg.SEED, 0, 0, 1))
+    assert any(gradient.any() for gradient in expected.values())
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert line.startswith("pseudo-labels of iterations 1-1: ")
     (row,) = metrics(cfg)
     assert row["loss_unsup_mask"] > 0
     assert row["pseudo-labels/kept per image"] > 0
+
+
+@pytest.mark.parametrize("opts", [[], ["SOLVER.AMP.ENABLED", True]])
+def test_a_gradient_that_is_not_finite_updates_neither_network(opts, config):
+    """Its losses are finite; what it would do shows in the next ones, too late."""
+    cfg = config("run", "DATASETS.TEST", "()", *opts)
+    seed_everything(cfg.SEED)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    weight = trainer.model.roi_heads.mask_head.predictor.weight
+    weight.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match=r"gradient is not finite.*mask_head\.predictor"):
+        trainer.train()
+    # There is no teacher in it before the first step.
+    assert_equal(trainer.model.state_dict(), before)
 
 
 def test_both_networks_are_evaluated_by_the_pipeline(config):
@@ -238,6 +296,43 @@ def test_a_checkpoint_labels_unlabelled_images(network, source, run, files, tmp_
     assert len(labels["images"]) == 4
     assert check_against(model, network, labels, images) > 0
     assert_stock_mask_rcnn_trains(output, images, files, tmp_path)
+
+
+def labeler_of(config_file, cfg, *opts):
+    """By the command; weights and the floor are those of the run."""
+    command = load_command("label")
+    given = ["--labeler", "detector", "--config-file", str(config_file), "--images", "."]
+    given += ["--weights", f"{cfg.OUTPUT_DIR}/model_final.pth", "--output", "labels.json"]
+    opts = ["DETECTOR.SCORE_THRESH", "0.2", *opts]
+    return command.build_labeler(command.parse_args([*given, *opts]))
+
+
+def pixels_of(files):
+    return np.asarray(Image.open(files[1].parent / "3.png").convert("RGB"))
+
+
+def test_a_rank_by_quality_changes_the_order_of_labels_and_nothing_else(run, files):
+    """Thresholds and scores are those of the classes."""
+    config_file = Path(run[0].OUTPUT_DIR, "config.yaml")
+    plain, ranked = (
+        labeler_of(config_file, run[0], "MODEL.PAIS.RANK_GAMMA", gamma).label(pixels_of(files))
+        for gamma in ("0.0", "4.0")
+    )
+    assert len(plain) > 1
+    assert sorted(map(repr, ranked)) == sorted(map(repr, plain))
+
+
+def test_the_yaml_of_a_run_labels_as_its_saved_config_does(run, files, tmp_path):
+    """Keys that the YAML leaves at their defaults are not in it."""
+    cfg, _ = run
+    saved = Path(cfg.OUTPUT_DIR, "config.yaml")
+    stated = yaml.safe_load(saved.read_text())
+    stated["MODEL"]["PAIS"] = {"MASK_IOU": {"FC_DIM": cfg.MODEL.PAIS.MASK_IOU.FC_DIM}}
+    (tmp_path / "stated.yaml").write_text(yaml.safe_dump(stated))
+    one, other = (labeler_of(path, cfg) for path in (saved, tmp_path / "stated.yaml"))
+    labels = one.label(pixels_of(files))
+    assert labels
+    assert list(map(repr, other.label(pixels_of(files)))) == list(map(repr, labels))
 
 
 def check_against(model, network, labels, images):

@@ -172,12 +172,14 @@ def made(**fields):
 
 IMAGE = np.zeros((SIDE, SIDE, 3), np.uint8)
 EMPTY_BOX = Boxes(torch.zeros(1, 4))
+RANKED = {"scores": torch.tensor([0.1]), "class_scores": torch.tensor([0.75])}
 # Fields of the model; quality, its source and the box of the label.
 GIVEN = [
     ({"pred_quality": torch.tensor([0.4])}, 0.4, "pred_quality", (29, 9, 51, 21)),
     ({}, 0.75, "score", (29, 9, 51, 21)),
     ({"pred_masks": torch.ones(1, SIDE, SIDE)}, 0.75, "score", (29, 9, 51, 21)),  # as numbers
     ({"pred_boxes": EMPTY_BOX}, 0.75, "score", (30, 10, 50, 20)),  # the mask's own
+    (RANKED, 0.75, "score", (29, 9, 51, 21)),  # what it ranks by is no score of a class
     ({"pred_boxes": None}, 0.75, "score", (30, 10, 50, 20)),
 ]
 
