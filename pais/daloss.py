@@ -180,3 +180,25 @@ def score_floors(pais: Any) -> Floors:
         return Floors(pais.CLASS_FLOOR, pais.CLASS_FLOOR, pais.CLASS_FLOOR)
     initial = pais.SCORE_FLOOR
     return Floors(initial, max(initial, pais.RPN_SCORE_FLOOR), max(initial, pais.ROI_SCORE_FLOOR))
+
+
+def without_effect(pais: Any, score_thresh: float) -> list[str]:
+    """What a config's node MODEL.PAIS states in vain, a line each.
+
+    Args:
+        pais: the node.
+        score_thresh: MODEL.ROI_HEADS.SCORE_THRESH_TEST, which cuts the teacher's detections.
+    """
+    by_class, lines = pais.DALOSS and pais.CLASS_WEIGHT, []
+    if pais.CLASS_WEIGHT and not pais.DALOSS:
+        lines.append("CLASS_WEIGHT True has no effect: DALOSS is False")
+    common = pais.CLASS_FLOOR if by_class else pais.SCORE_FLOOR
+    floors = {} if by_class else {"RPN": pais.RPN_SCORE_FLOOR, "ROI": pais.ROI_SCORE_FLOOR}
+    for part, floor in floors.items():
+        if floor < common:
+            lines.append(f"{part}_SCORE_FLOOR {floor:g} has no effect: SCORE_FLOOR is {common:g}")
+    if common < score_thresh:
+        name = "CLASS_FLOOR" if by_class else "SCORE_FLOOR"
+        cut = f"the teacher's detections end at MODEL.ROI_HEADS.SCORE_THRESH_TEST {score_thresh:g}"
+        lines.append(f"{name} {common:g} has no effect: {cut}")
+    return lines

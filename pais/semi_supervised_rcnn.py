@@ -9,18 +9,20 @@ import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data import MetadataCatalog
 from detectron2.modeling import META_ARCH_REGISTRY, GeneralizedRCNN
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROI_MASK_HEAD_REGISTRY
 from detectron2.structures import ImageList, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
-import pais.mask_iou_head
-import pais.roi_heads  # noqa: F401  (these register the heads)
-from pais.config import check_config
-from pais.daloss import Floors, score_floors
+from pais.config import check_config, warn_after
+from pais.daloss import Floors, score_floors, without_effect
 from pais.ema import momentum_at
+from pais.mask_iou_head import MaskQualityHead
 from pais.pseudo_labels import WeakViews, keep_above
+from pais.roi_heads import SemiSupervisedROIHeads
 from pais.statistics import PseudoLabelStatistics
 from pseudolabel.ema import init_teacher, update_ema
+from pseudolabel.errors import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +86,11 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict:
         check_config(cfg)
+        _check_heads(cfg)
         pais = cfg.MODEL.PAIS
+        if pais.ENABLED:
+            for line in without_effect(pais, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST):
+                logger.warning("MODEL.PAIS.%s", line)
         own = super().from_config(cfg)
         floors = score_floors(pais)
         weighting = own["roi_heads"].weighting
@@ -99,7 +105,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
             "start_from": pais.EMA.START,
             "answer_with": pais.TEST.NETWORK,
             "statistics": PseudoLabelStatistics(
-                class_names(cfg), floors, weighting, pais.LOG.WARN_AFTER
+                class_names(cfg), floors, weighting, warn_after(cfg)
             ),
         }
 
@@ -119,6 +125,7 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         labelled = [x for x in batched_inputs if x.get("labelled", True)]
         unlabelled = [x for x in batched_inputs if not x.get("labelled", True)]
         if not self._teaches():
+            self._look_ahead(unlabelled)
             unlabelled = []
         images = self.preprocess_image([*labelled, *(x["strong"] for x in unlabelled)])
         # One pass for both kinds; no layer mixes the images of a batch.
@@ -131,15 +138,26 @@ class SemiSupervisedRCNN(GeneralizedRCNN):
         return losses
 
     def _teaches(self) -> bool:
-        """Whether the teacher's time has come; logs both ends of the burn-in."""
+        """Whether the teacher's time has come; logs the end of the burn-in, and that it is on."""
         if not self.enabled:
             return False
         step = int(self.steps)
-        if self.burn_in and step in (0, self.burn_in) and step != self._announced:
-            state = "over" if step else f"{self.burn_in} iterations on labelled images alone"
+        teaches = step >= self.burn_in
+        # A process that resumes a run says it anew.
+        begins = not teaches and self._announced < 0
+        ends = step == self.burn_in > 0
+        if (begins or ends) and step != self._announced:
+            state = "over" if teaches else f"{self.burn_in} iterations on labelled images alone"
             logger.info("burn-in: %s (iteration %d)", state, step + 1)
             self._announced = step
-        return step >= self.burn_in
+        return teaches
+
+    def _look_ahead(self, unlabelled: list[dict]) -> None:
+        """Now and then of the burn-in, lets the log say how far the teacher is."""
+        step = int(self.steps)
+        if self.enabled and unlabelled and self.statistics.wants_look(step):
+            (found,) = WeakViews.look(self.teacher, unlabelled[:1]).found
+            self.statistics.look_ahead(step, found)
 
     def _labelled_losses(
         self, samples: list[dict], images: ImageList, features: Features
@@ -270,6 +288,25 @@ def class_names(cfg: CfgNode) -> Sequence[str]:
         MetadataCatalog.get(name).get("thing_classes") if name in MetadataCatalog.list() else None
     )
     return known if known and len(known) == count else [str(index) for index in range(count)]
+
+
+def _check_heads(cfg: CfgNode) -> None:
+    """Refuses heads without what PAIS needs of them; a stock Mask R-CNN's are two keys away.
+
+    Raises:
+        DataError: naming the key and its value.
+    """
+    if not cfg.MODEL.MASK_ON:
+        raise DataError("MODEL.MASK_ON", "is False, and PAIS learns masks", "set it to True")
+    needed = {
+        "ROI_HEADS": (ROI_HEADS_REGISTRY, SemiSupervisedROIHeads, "weighs no pseudo-labels"),
+        "ROI_MASK_HEAD": (ROI_MASK_HEAD_REGISTRY, MaskQualityHead, "predicts no quality"),
+    }
+    for part, (registry, kind, problem) in needed.items():
+        name = cfg.MODEL[part].NAME
+        if not issubclass(registry.get(name), kind):
+            remedy = f"set it to {kind.__name__!r}, as configs/_base_/pais_R_50_FPN.yaml does"
+            raise DataError(f"MODEL.{part}.NAME {name!r}", problem, remedy)
 
 
 def _parts(network: nn.Module) -> nn.ModuleDict:

@@ -46,8 +46,9 @@ class PseudoLabelStatistics:
         self._sums: Counter[str] = Counter()
         self._per_class: Counter[str] = Counter()
         self._begin: int | None = None
-        # The steps of the last batch and of the last line; a step may have several batches.
-        self._step = self._line_step = -1
+        # The steps of the last batch, of the last line and of the last look during a burn-in; a
+        # step may have several batches.
+        self._step = self._line_step = self._look_step = -1
 
     @torch.no_grad()
     def update(
@@ -79,6 +80,29 @@ class PseudoLabelStatistics:
             self._begin, self._line_step = None, step
         self._watch(step, int(sums["kept"]), best)
         self._step = step
+
+    def wants_look(self, step: int) -> bool:
+        """Whether `look_ahead` is due at a step of the burn-in: at the first of a process, too."""
+        return step != self._look_step and (self._look_step < 0 or step % PERIOD == 0)
+
+    @torch.no_grad()
+    def look_ahead(self, step: int, found: Instances) -> None:
+        """Says during a burn-in how far the teacher is; inside an event storage.
+
+        Args:
+            step: optimizer steps made before it.
+            found: all that the teacher has detected on an unlabelled image, with "scores".
+        """
+        scores = found.scores.float()
+        best = float(scores.max()) if len(scores) else 0.0
+        get_event_storage().put_scalar("pseudo-labels/best score", best)
+        logger.info(
+            "burn-in, iteration %d: on an unlabelled image the teacher finds %d objects, best "
+            "score %.2f, %d above the floor of %g",
+            *(step + 1, len(scores), best, int((scores > self.floors.roi).sum())),
+            self.floors.roi,
+        )
+        self._look_step = step
 
     def _measure(
         self, found: list[Instances], kept: list[Instances]

@@ -270,7 +270,13 @@ def test_one_class_only():
     labels = [targets(BOXES, [0, 0], [0.8, 0.6], [0.9, 0.7]), targets((), (), [], [])]
     losses = unlabelled(heads, labels)
     assert all(loss > 0 for loss in losses.values())
-    assert heads.background_probability(tiny_features(), [Boxes(torch.tensor(BOXES).float())] * 2)
+    boxes = [Boxes(torch.tensor(BOXES).float())] * 2
+    found = heads.background_probability(tiny_features(), boxes)
+    maps = [tiny_features()[name] for name in heads.box_in_features]
+    logits = heads.box_predictor(heads.box_head(heads.box_pooler(maps, boxes)))[0]
+    # Two columns, the object and the background: what is not the one is the other.
+    assert [len(each) for each in found] == [2, 2]
+    torch.testing.assert_close(torch.cat(found), (logits[:, 1] - logits[:, 0]).sigmoid())
 
 
 def test_the_teacher_is_asked_only_where_its_answer_counts():
