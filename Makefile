@@ -19,6 +19,7 @@ RESULTS_ablation := benchmarks/ablation.py nuclei --seeds 0 1 2 --rows $(ROWS) -
 RESULTS_ceiling := benchmarks/ablation.py nuclei --seeds 0 --rows ceiling --record ceiling_nuclei
 RESULTS_open_set := benchmarks/open_set.py --record
 RESULTS_mask2former_overfit := benchmarks/mask2former_overfit.py --record
+RESULTS_mask2former_nuclei := benchmarks/mask2former_nuclei.py --record
 RESULTS_retention := benchmarks/nuclei_retention.py --seeds 0 1 2 --record
 RESULTS_pais_nuclei := benchmarks/pais_nuclei.py --record
 RESULTS_pais_pseudo_labels := benchmarks/pais_pseudo_labels.py --record
