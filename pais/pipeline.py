@@ -31,7 +31,8 @@ class SemiSupervisedPipeline(StockPipeline):
 
     `SOLVER.IMS_PER_BATCH` counts the images of both kinds over all processes. With
     `MODEL.PAIS.ENABLED` False the batches are the labelled part of what they would be otherwise,
-    image by image, and the unlabelled data sets are not looked at.
+    image by image, and the unlabelled data sets are not looked at; the files that
+    `DATASETS.REGISTER` names must be there all the same.
     """
 
     def train_loader(self, cfg: CfgNode) -> SemiSupervisedLoader:
