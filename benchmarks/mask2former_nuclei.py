@@ -10,6 +10,7 @@ Where one gets there, tools/retention.py with it makes the row.
 """
 
 import argparse
+import math
 import os
 import random
 import sys
@@ -80,6 +81,8 @@ def result(output: Path, names: list[str], seed: int) -> dict[str, Any]:
     rows, raw = [], {}
     for name in names:
         numbers = last_numbers(output / name)
+        # Without instances of a size its AP is not a number.
+        numbers = {key: value for key, value in numbers.items() if not math.isnan(value)}
         raw[name] = {key: value for key, value in numbers.items() if "/" in key or "dice" in key}
         shown = [f"{numbers[f'segm/{key}']:.2f}" for key in ("AP", "AP50", "AP75")]
         dice = [f"{numbers[key]:.2f}" for key in ("loss_dice_0", "loss_dice")]
@@ -91,9 +94,10 @@ def result(output: Path, names: list[str], seed: int) -> dict[str, Any]:
     verdict = "A retention row can be made." if reached else "**Under-trained**: no retention row."
     text = (
         f"Mask2Former on the human masks of four fifths of nuclei's training images, tested on the "
-        f"other fifth; frozen ImageNet trunk, all else from random numbers. {verdict} Retention "
-        f"needs {MIN_HUMAN_AP:g} AP. Dice loss (times its weight) of queries that have not looked "
-        f"at the image, and of the last layer: where the two are equal, the decoder adds nothing."
+        f"other fifth; frozen ImageNet trunk, all else from random numbers. "
+        f"{verdict} Retention needs {MIN_HUMAN_AP:g} AP. Dice loss (times its weight) of queries "
+        f"that have not looked at the image, and of the last layer: where the two are equal, the "
+        f"decoder adds nothing."
     )
     header = ["setting", "steps", "mask AP", "AP50", "AP75", "dice loss, layer 0 to last"]
     made = measurement("mask2former_nuclei", text, header, rows, raw)

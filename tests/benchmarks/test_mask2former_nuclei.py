@@ -46,6 +46,7 @@ def metrics(run, ap, dice):
         {"iteration": 9, "segm/AP": 90.0},  # an evaluation on the way
         {"iteration": 19, "loss_dice": dice, "loss_dice_0": 4.5},
         {"iteration": 19, "segm/AP": ap, "segm/AP50": 2 * ap, "segm/AP75": ap / 2},
+        {"iteration": 19, "segm/APl": float("nan")},  # nothing is large
     ]
     (run / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
@@ -65,6 +66,7 @@ def test_the_table_says_whether_retention_can_be_told(aps, verdict, output):
         [f"{ap:.2f}", f"{2 * ap:.2f}", f"{ap / 2:.2f}", "4.50 to 1.25"] for ap in aps
     ]
     assert verdict in tables.measurement_table(made)
+    assert "segm/APl" not in made["raw"]["as_is"]  # nan is no JSON
 
 
 def test_a_run_that_was_not_evaluated_is_named(output):
