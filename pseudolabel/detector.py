@@ -171,7 +171,7 @@ class DetectorLabeler:
 
 def _mean_probabilities(maps: torch.Tensor) -> torch.Tensor:
     """(N,) mean of each map (N, 1, M, M) over where it exceeds a half."""
-    values = maps.cpu().numpy().reshape(len(maps), -1)
+    values = maps.flatten(1).cpu().numpy()
     means = [mean_probability(row, row >= 0.5) for row in values]
     return torch.tensor(means, dtype=torch.float64)
 

@@ -147,6 +147,13 @@ def test_thresholds_and_description(run):
     assert json.dumps(low.describe())
 
 
+def test_an_image_without_any_object_has_no_label(run):
+    # A trained model finds none in the black image that it is tried on, either.
+    labeler = build(run, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    assert labeler.quality == "mean_mask_probability"
+    assert labeler.label(np.asarray(Image.open(run / "1.png").convert("RGB"))) == []
+
+
 class Made(torch.nn.Module):
     """Gives one instance of stated fields, whatever it is shown."""
 
