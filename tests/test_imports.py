@@ -70,7 +70,7 @@ DETECTRON2 = {
         "PolygonMasks",
     },
     "detectron2.utils": {"comm"},
-    "detectron2.utils.events": {"EventStorage", "get_event_storage"},
+    "detectron2.utils.events": {"EventStorage", "get_event_storage", "has_event_storage"},
     "detectron2.utils.logger": {"setup_logger"},
 }
 
