@@ -262,7 +262,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.nuclei:
         output = args.output or ROOT / "output/pais_calibration"
         return finish_measurement(
-            lambda: NucleiCalibration(data.parent, args.nuclei, output).run(args.record),
+            lambda: NucleiCalibration(data.parent, args.nuclei, output, args.folds).run(
+                args.record
+            ),
             args.record,
         )
     job = PseudoLabels(

@@ -198,3 +198,12 @@ def test_a_run_names_its_unlabelled_images(nuclei):
 def test_a_folder_without_runs(tmp_path):
     with pytest.raises(DataError, match="holds no finished run"):
         experiment.NucleiCalibration(tmp_path, tmp_path, tmp_path, [1])
+
+
+def test_the_command_passes_its_folds_on(nuclei, tmp_path, monkeypatch, capsys):
+    (tmp_path / "coco_dev").mkdir()
+    monkeypatch.setenv("MASKSMITH_DATA", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    given = ["--nuclei", str(tmp_path / "runs"), "--output", str(tmp_path / "new")]
+    assert experiment.main([*given, "--folds", "7"]) == 1
+    assert "holds no finished run" in capsys.readouterr().err
