@@ -1,7 +1,9 @@
 """How a benchmark command ends: with its table, one clear error line, or word on how to go on."""
 
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from results import record
@@ -9,6 +11,15 @@ from stages import StageError, say
 from tables import measurement_table
 
 from pseudolabel.errors import DataError
+
+
+def data_folder(name: str) -> Path | None:
+    """A folder of `$MASKSMITH_DATA`; where it is absent one clear error line, and None."""
+    folder = Path(os.environ.get("MASKSMITH_DATA", ""), name).resolve()
+    if folder.is_dir():
+        return folder
+    print(f"error: no folder {folder}. Remedy: export MASKSMITH_DATA", file=sys.stderr)
+    return None
 
 
 def finish(work: Callable[[], Any]) -> tuple[int, Any]:

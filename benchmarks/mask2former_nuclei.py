@@ -11,19 +11,17 @@ Where one gets there, tools/retention.py with it makes the row.
 
 import argparse
 import math
-import os
 import random
 import sys
 from pathlib import Path
 from typing import Any
 
 from boxes_to_masks import config_files
-from commands import finish_measurement
-from mask2former_overfit import last_numbers
+from commands import data_folder, finish_measurement
+from mask2former_overfit import last_numbers, with_images
 from results import config_facts, data_facts, measurement
 from stages import ROOT, Runner, Stage
 
-from pseudolabel.errors import DataError
 from pseudolabel.files import read_json, write_json
 from pseudolabel.retention import MIN_HUMAN_AP
 
@@ -50,9 +48,7 @@ def split(source: Path, fit: Path, held: Path) -> None:
     random.Random(DRAW).shuffle(ids)
     drawn = set(ids[: round(HELD_OUT * len(ids))])
     for path, wanted in ((fit, set(ids) - drawn), (held, drawn)):
-        images = [image for image in data["images"] if image["id"] in wanted]
-        annotations = [a for a in data["annotations"] if a["image_id"] in wanted]
-        write_json(path, {**data, "images": images, "annotations": annotations})
+        write_json(path, with_images(data, wanted))
 
 
 def training(name: str, output: Path, images: Path, weights: Path, seed: int) -> Stage:
@@ -115,11 +111,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--collect-only", action="store_true", help="train nothing")
     parser.add_argument("--record", action="store_true", help="write docs/results")
     args = parser.parse_args(argv)
+    data = data_folder("dsb2018_dev")
+    if data is None:
+        return 1
 
     def work() -> dict[str, Any]:
-        data = Path(os.environ.get("MASKSMITH_DATA", ""), "dsb2018_dev").resolve()
-        if not data.is_dir():
-            raise DataError(data, "is no folder", "export MASKSMITH_DATA")
         output = args.output.resolve()
         if args.collect_only:
             return result(output, args.settings, args.seed)

@@ -14,7 +14,9 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from results import measurement, record
 from stages import ROOT
@@ -28,14 +30,19 @@ IMAGES = 4
 CONDITION = 90.0
 
 
+def with_images(data: dict[str, Any], ids: Collection[int]) -> dict[str, Any]:
+    """A COCO JSON with some of its images and their annotations, in their order."""
+    images = [image for image in data["images"] if image["id"] in ids]
+    annotations = [a for a in data["annotations"] if a["image_id"] in ids]
+    return {**data, "images": images, "annotations": annotations}
+
+
 def first_images(source: Path, target: Path) -> int:
     """Writes a COCO JSON of the first images of another one; returns its number of instances."""
     data = read_json(source)
-    images = data["images"][:IMAGES]
-    chosen = {image["id"] for image in images}
-    annotations = [a for a in data["annotations"] if a["image_id"] in chosen]
-    write_json(target, {**data, "images": images, "annotations": annotations})
-    return len(annotations)
+    part = with_images(data, {image["id"] for image in data["images"][:IMAGES]})
+    write_json(target, part)
+    return len(part["annotations"])
 
 
 def train(json_file: Path, image_root: Path, output: Path, steps: int) -> float:

@@ -8,13 +8,12 @@ about 35 minutes of one core per seed. Resumable; the runs are those of tools/re
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 from boxes_to_masks import config_files
-from commands import finish
+from commands import data_folder, finish
 from stages import ROOT, Runner, Stage
 
 YARDSTICKS = ("ellipse", "grabcut", "filled_box")
@@ -69,9 +68,8 @@ def label_stages(data: Path, output: Path, seeds: list[int]) -> list[list[Stage]
 
 def main() -> int:
     args = parse_args()
-    data = Path(os.environ.get("MASKSMITH_DATA", ""), "dsb2018_dev").resolve()
-    if not data.is_dir():
-        print(f"error: no folder {data}. Remedy: export MASKSMITH_DATA", file=sys.stderr)
+    data = data_folder("dsb2018_dev")
+    if data is None:
         return 1
     output = args.output.resolve()
     status, _ = finish(Runner(output, label_stages(data, output, args.seeds)).run)

@@ -12,7 +12,6 @@ config.yaml and its data are those that are asked for. About 7 minutes of one co
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ablation import load_config
-from commands import finish_measurement
+from commands import data_folder, finish_measurement
 from detectron2.config import CfgNode
 from pais_runs import is_finished
 from pais_table import pais_record, write_curves
@@ -352,9 +351,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Trains what is left, measures, shows and records. Returns 0; 1 with one clear error line."""
     args = parse_args(argv)
-    data = Path(os.environ.get("MASKSMITH_DATA", ""), "dsb2018_dev").resolve()
-    if not data.is_dir():
-        print(f"error: no folder {data}. Remedy: export MASKSMITH_DATA", file=sys.stderr)
+    data = data_folder("dsb2018_dev")
+    if data is None:
         return 1
 
     def work() -> dict[str, Any]:

@@ -11,7 +11,6 @@ for the last checkpoints of the runs of pais_nuclei.py: does the predicted quali
 """
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from typing import Any
 
 from ablation import load_config
 from boxes_to_masks import config_files
-from commands import finish, finish_measurement
+from commands import data_folder, finish, finish_measurement
 from pseudo_label_table import calibration_result, progress_result
 from stages import ROOT, Runner, Stage, say
 
@@ -255,9 +254,8 @@ def registered_json(config: Path, kind: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Runs what is left to do and prints the table. Returns 0; 1 with one clear error line."""
     args = parse_args(argv)
-    data = Path(os.environ.get("MASKSMITH_DATA", ""), "coco_dev").resolve()
-    if not data.is_dir():
-        print(f"error: no folder {data}. Remedy: export MASKSMITH_DATA", file=sys.stderr)
+    data = data_folder("coco_dev")
+    if data is None:
         return 1
     if args.nuclei:
         output = args.output or ROOT / "output/pais_calibration"
