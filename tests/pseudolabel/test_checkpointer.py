@@ -46,6 +46,12 @@ def kill_while_writing(process, folder, rng, longest):
     kill(process)
 
 
+def wait_for(process, path, text):
+    """Until the file has this content or a later one, while the process lives."""
+    while process.is_alive() and not (path.exists() and path.read_text() >= text):
+        time.sleep(0.001)
+
+
 def load(path):
     return torch.load(path, weights_only=True)
 
@@ -93,7 +99,7 @@ def go_on(cfg, expected_start):
 
 def test_a_training_killed_in_its_checkpoints_goes_on_from_the_one_before(tmp_path):
     """To the same weights as a training that nothing happened to."""
-    opts = ["SOLVER.MAX_ITER", 40, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()"]
+    opts = ["SOLVER.MAX_ITER", 80, "SOLVER.CHECKPOINT_PERIOD", 1, "DATASETS.TEST", "()"]
     opts += ["MODEL.MAL.DECODER.HIDDEN_DIM", 64, "MODEL.MAL.DECODER.OUT_DIM", 64]
     opts += ["DATALOADER.NUM_WORKERS", 0]
     json_file = write_coco(tmp_path)
@@ -107,13 +113,13 @@ def test_a_training_killed_in_its_checkpoints_goes_on_from_the_one_before(tmp_pa
     for _ in range(KILLS):
         process = FORK.Process(target=go_on, args=(cfg, start))
         process.start()
-        while process.is_alive() and not (out / f"model_{start:07d}.pth").exists():
-            time.sleep(0.001)
+        # Not for the file: a kill between it and the pointer leaves the one before, rightly.
+        wait_for(process, out / "last_checkpoint", f"model_{start:07d}.pth")
         kill_while_writing(process, out, rng, 0.01)
         last = out / (out / "last_checkpoint").read_text()
         assert load(last)["iteration"] >= start
         start = load(last)["iteration"] + 1
-    assert 0 < start < 40
+    assert KILLS <= start < 80
     cfg.SOLVER.CHECKPOINT_PERIOD = 100
     process = FORK.Process(target=go_on, args=(cfg, start))
     process.start()
