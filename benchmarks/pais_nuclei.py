@@ -43,7 +43,7 @@ START = "start"
 # chosen on a part of train, outside the table.
 OPTIONS: dict[str, dict[str, Any]] = {
     "every": {},
-    "start": {"SOLVER.MAX_ITER": 200},
+    "start": {"SOLVER.MAX_ITER": 800},
     "arms": {"MODEL.PAIS.EMA.START": "teacher", "TEST.EVAL_PERIOD": 50},
 }
 # What a run may have otherwise: names and places, and when it looks at val or saves.
