@@ -85,6 +85,13 @@ class Arm:
 SUPERVISED = {"MODEL.PAIS.ENABLED": False}
 # Of {.5, .7, .9}, by a fold outside the table.
 HARD = {"MODEL.PAIS.DALOSS": False, "MODEL.PAIS.SCORE_FLOOR": 0.7}
+# Qualities lie close together: from .70 to .88 these weights go from .14 to 2.2.
+STEEP = {"MODEL.PAIS.MASK_COEF": 10.0, "MODEL.PAIS.MASK_POWER": 12.0}
+STRONG = {
+    "MODEL.PAIS.VIEWS.ROTATE": 90.0,
+    "MODEL.PAIS.VIEWS.ERASE_SIDE": 0.4,
+    "MODEL.PAIS.VIEWS.ERASE_PATCHES": (2, 6),
+}
 DEFAULT_ARMS = ("supervised", "hard", "pais")
 ARMS = {
     arm.name: arm
@@ -96,7 +103,12 @@ ARMS = {
         Arm("pais_weight_1", {"MODEL.PAIS.UNLABELLED_WEIGHT": 1.0}),
         Arm("pais_weight_2", {"MODEL.PAIS.UNLABELLED_WEIGHT": 2.0}),
         Arm("pais_class_weight", {"MODEL.PAIS.CLASS_WEIGHT": True}),
+        Arm("pais_floor_7", {"MODEL.PAIS.SCORE_FLOOR": 0.7}),  # the weights at the floor of hard
+        Arm("pais_no_ignore", {"MODEL.PAIS.NEGATIVE_WEIGHT": "none"}),
+        Arm("pais_steep", STEEP),
+        Arm("pais_strong", STRONG),
         Arm("pais_ranked", {"MODEL.PAIS.RANK_GAMMA": 1.0}, evaluates="pais"),
+        Arm("hard_ranked", {**HARD, "MODEL.PAIS.RANK_GAMMA": 1.0}, evaluates="hard"),
     )
 }
 
@@ -259,12 +271,15 @@ class Experiment:
             return False
         return is_finished(folder, keys)
 
-    def _preparation(self) -> list[Stage]:
+    def _splits(self) -> Stage:
         numbers = [str(p) for p in self.percents], [str(f) for f in self.folds]
         command = ["datasets/prepare_splits.py", str(self.train), "--percent", *numbers[0]]
         command += ["--fold", *numbers[1], "--stratify", "--output", str(self.output / "splits")]
         files = [path for p in self.percents for f in self.folds for path in self.split(p, f)]
-        stages = [Stage("splits", command, [self.train], files)]
+        return Stage("splits", command, [self.train], files)
+
+    def _preparation(self) -> list[Stage]:
+        stages = [self._splits()]
         starts = [run for run in self.all_runs() if run.arm.name == START]
         for trunk in sorted({self.weights(run) for run in starts}):
             # Any other file of weights is the user's to make.

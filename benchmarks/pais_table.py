@@ -22,6 +22,8 @@ from pseudolabel.retention import MIN_SEEDS
 METRICS = (*AT_END, CURVE)
 HEADLINE = "mask AP"
 PAIRS = (("pais", "hard"), ("hard", "supervised"), ("pais", "supervised"))
+# What longer training alone gains, and what remains between the two where both are ranked.
+PAIRS += (("supervised", "start"), ("pais_ranked", "hard_ranked"))
 # Okabe and Ito's colours, told apart by all; lines differ in dashes as well.
 STYLES = (("#0072B2", "-"), ("#E69F00", "--"), ("#000000", ":"), ("#009E73", "-."))
 STYLES += (("#CC79A7", "-"), ("#56B4E9", "--"), ("#D55E00", ":"))
@@ -108,14 +110,14 @@ def summaries(experiment: Any, numbers: Mapping[tuple, ByFold]) -> dict[tuple, d
 def paired(experiment: Any, numbers: Mapping[tuple, ByFold]) -> dict[tuple, dict[str, Spread]]:
     """(percent, arm, other arm, network) -> metric -> spread of the difference, paired by fold.
 
-    The three arms are compared with each other, and further ones with "pais" and "hard".
+    The three arms are compared with each other and the start, further ones with "pais" and "hard".
     """
-    names = [arm.name for arm in experiment.arms]
-    further = [name for name in names if name not in STYLE_OF]
+    names = dict.fromkeys(run.arm.name for run in experiment.all_runs())
+    further = [name for name in names if name not in ("start", *STYLE_OF)]
     pairs = [*PAIRS, *product(further, ("pais", "hard"))]
     result = {}
     for percent, network, (ours, theirs) in product(experiment.percents, NETWORKS, pairs):
-        if {ours, theirs} <= set(names):
+        if {ours, theirs} <= names.keys():
             result[percent, ours, theirs, network] = {
                 metric: paired_difference(
                     numbers.get((percent, ours, network, metric), {}),

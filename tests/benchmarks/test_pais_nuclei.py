@@ -108,7 +108,7 @@ def begin(experiment, run, change=lambda keys: None):
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
     if run.arm.name != START:
         origin = run.arm.evaluates or START
-        cfg.MODEL.WEIGHTS = f"elsewhere/10_fold{run.fold}/{origin}/model_final.pth"
+        cfg.MODEL.WEIGHTS = f"elsewhere/{run.percent}_fold{run.fold}/{origin}/model_final.pth"
     change(cfg)
     folder = experiment.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
@@ -449,7 +449,7 @@ def test_the_table_pairs_folds(result):
     found = gains["10 teacher pais - hard"]["mask AP"]
     assert (found["mean"], found["std"]) == pytest.approx((expected.mean, expected.std))
     assert {key.split(" ", 2)[2] for key in gains} == {
-        *("pais - hard", "hard - supervised", "pais - supervised"),
+        *("pais - hard", "hard - supervised", "pais - supervised", "supervised - start"),
         *("pais_ranked - pais", "pais_ranked - hard"),
     }
 
