@@ -20,7 +20,8 @@ from typing import Any
 from commands import data_folder, finish_measurement
 from mask2former_nuclei import HELD_OUT
 from mask2former_nuclei import split as hold_out
-from pais_nuclei import ARMS, Experiment
+from pais_arms import ARMS
+from pais_nuclei import Experiment
 from pais_table import pais_record
 from stages import ROOT, Runner, Stage
 

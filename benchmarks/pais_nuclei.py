@@ -23,6 +23,7 @@ from typing import Any
 from ablation import load_config
 from commands import data_folder, finish_measurement
 from detectron2.config import CfgNode
+from pais_arms import ARMS, DEFAULT_ARMS, START, SUPERVISED, Arm
 from pais_runs import is_finished
 from pais_table import pais_record, write_curves
 from retention_runs import ResumedStage
@@ -38,7 +39,6 @@ from pseudolabel.files import expand_path, file_hash, write_json
 from pseudolabel.retention import NUM_CLASSES, read_config
 from pseudolabel.splits import split_name
 
-START = "start"
 # KEY -> value over the YAML: of every run, of the common start, and of the arms alone. All of it is
 # chosen on a part of train, outside the table.
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -65,52 +65,6 @@ START_SECONDS, ARM_SECONDS, TEST_SECONDS = 300, 450, 60
 def defaults() -> dict[str, Any]:
     """KEY -> value of every key, where no YAML sets it."""
     return flat_keys(new_config())
-
-
-@dataclass(frozen=True)
-class Arm:
-    """A line of the comparison.
-
-    Attributes:
-        name: of its folders and for --arms.
-        changes: the keys in which it differs from PAIS as the YAML has it, with their values.
-        evaluates: name of the arm whose last weights it evaluates; "" is trained.
-    """
-
-    name: str
-    changes: dict[str, Any] = field(default_factory=dict, hash=False)
-    evaluates: str = ""
-
-
-SUPERVISED = {"MODEL.PAIS.ENABLED": False}
-# Of {.5, .7, .9}, by a fold outside the table.
-HARD = {"MODEL.PAIS.DALOSS": False, "MODEL.PAIS.SCORE_FLOOR": 0.7}
-# Qualities lie close together: from .70 to .88 these weights go from .14 to 2.2.
-STEEP = {"MODEL.PAIS.MASK_COEF": 10.0, "MODEL.PAIS.MASK_POWER": 12.0}
-STRONG = {
-    "MODEL.PAIS.VIEWS.ROTATE": 90.0,
-    "MODEL.PAIS.VIEWS.ERASE_SIDE": 0.4,
-    "MODEL.PAIS.VIEWS.ERASE_PATCHES": (2, 6),
-}
-DEFAULT_ARMS = ("supervised", "hard", "pais")
-ARMS = {
-    arm.name: arm
-    for arm in (
-        Arm("supervised", SUPERVISED),
-        Arm("hard", HARD),
-        Arm("pais"),
-        # Leads, for --arms.
-        Arm("pais_weight_1", {"MODEL.PAIS.UNLABELLED_WEIGHT": 1.0}),
-        Arm("pais_weight_2", {"MODEL.PAIS.UNLABELLED_WEIGHT": 2.0}),
-        Arm("pais_class_weight", {"MODEL.PAIS.CLASS_WEIGHT": True}),
-        Arm("pais_floor_7", {"MODEL.PAIS.SCORE_FLOOR": 0.7}),  # the weights at the floor of hard
-        Arm("pais_no_ignore", {"MODEL.PAIS.NEGATIVE_WEIGHT": "none"}),
-        Arm("pais_steep", STEEP),
-        Arm("pais_strong", STRONG),
-        Arm("pais_ranked", {"MODEL.PAIS.RANK_GAMMA": 1.0}, evaluates="pais"),
-        Arm("hard_ranked", {**HARD, "MODEL.PAIS.RANK_GAMMA": 1.0}, evaluates="hard"),
-    )
-}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pais_arms import START
 from pais_runs import AT_END, CURVE, Found, is_finished, read_run
 from results import config_facts, data_facts, measurement
 from tables import markdown_table
@@ -23,7 +24,8 @@ METRICS = (*AT_END, CURVE)
 HEADLINE = "mask AP"
 PAIRS = (("pais", "hard"), ("hard", "supervised"), ("pais", "supervised"))
 # What longer training alone gains, and what remains between the two where both are ranked.
-PAIRS += (("supervised", "start"), ("pais_ranked", "hard_ranked"))
+PAIRS += (("supervised", START), ("pais_ranked", "hard_ranked"))
+PAIRS += (("pais_large", "hard_large"), ("hard_large", "supervised_large"))
 # Okabe and Ito's colours, told apart by all; lines differ in dashes as well.
 STYLES = (("#0072B2", "-"), ("#E69F00", "--"), ("#000000", ":"), ("#009E73", "-."))
 STYLES += (("#CC79A7", "-"), ("#56B4E9", "--"), ("#D55E00", ":"))
@@ -113,7 +115,7 @@ def paired(experiment: Any, numbers: Mapping[tuple, ByFold]) -> dict[tuple, dict
     The three arms are compared with each other and the start, further ones with "pais" and "hard".
     """
     names = dict.fromkeys(run.arm.name for run in experiment.all_runs())
-    further = [name for name in names if name not in ("start", *STYLE_OF)]
+    further = [name for name in names if name not in (START, *STYLE_OF)]
     pairs = [*PAIRS, *product(further, ("pais", "hard"))]
     result = {}
     for percent, network, (ours, theirs) in product(experiment.percents, NETWORKS, pairs):
@@ -190,7 +192,7 @@ def _arms(experiment: Any) -> str:
         changes = ", ".join(f"{k.removeprefix('MODEL.PAIS.')} {v}" for k, v in arm.changes.items())
         weights = f", the weights of `{arm.evaluates}`" if arm.evaluates else ""
         parts.append(f"`{arm.name}`: {changes or 'the config as it is'}{weights}")
-    return f"They differ in MODEL.PAIS: {'; '.join(parts)}."
+    return f"They differ in these keys, of MODEL.PAIS or as written: {'; '.join(parts)}."
 
 
 def _images_beyond(truth: GroundTruth, most: int) -> int:

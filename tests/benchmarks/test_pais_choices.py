@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from pais_arms import ARMS, START
 from pais_choices import SHARES, Choices, choices_record, parse_args
-from pais_nuclei import ARMS, START, Experiment
+from pais_nuclei import Experiment
 from tables import measurement_table
 
 from pseudolabel.files import write_json

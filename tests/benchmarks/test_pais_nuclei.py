@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pais_nuclei
 import pytest
-from pais_nuclei import ARMS, START, Arm, Experiment, Run
+from pais_arms import ARMS, HARD, START, Arm
+from pais_nuclei import Experiment, Run
 from pais_runs import AT_END, CURVE, curve, is_finished, read_run, score
 from pais_table import METRICS, _draw, clears, pais_record, write_curves
 from stages import ROOT, Runner
@@ -209,7 +210,7 @@ def test_which_of_two_values_holds(toy):
         cfg = toy.config(run_of(toy, name))
         floor = cfg.MODEL.PAIS.SCORE_FLOOR
         found[name] = (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.GAMMA, floor)
-    own = pais_nuclei.HARD["MODEL.PAIS.SCORE_FLOOR"]
+    own = HARD["MODEL.PAIS.SCORE_FLOOR"]
     assert found == {
         START: (0.1, 0.4, 0.6, 0.3),
         "hard": (0.1, 0.2, 0.6, own),
