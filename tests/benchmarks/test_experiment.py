@@ -64,7 +64,9 @@ def test_the_human_arm_needs_masks_in_train(masks, arms, tmp_path):
         ({"mal_run": "earlier", "detectors": False}, [], ["val"]),
     ],
 )
-def test_what_is_trained_and_labelled(changes, trained, labelled, tmp_path):
+def test_what_is_trained_and_labelled(changes, trained, labelled, tmp_path, monkeypatch):
+    # Weights are named below it; none is read to make a plan.
+    monkeypatch.setenv("MASKSMITH_DATA", str(tmp_path))
     (tmp_path / "images").mkdir()
     for split in ("train", "val"):
         write_split(tmp_path, split, masks=True)
