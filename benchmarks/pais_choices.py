@@ -21,9 +21,9 @@ from commands import data_folder, finish_measurement
 from mask2former_nuclei import HELD_OUT
 from mask2former_nuclei import split as hold_out
 from pais_arms import ARMS
-from pais_nuclei import Experiment
+from pais_nuclei import Experiment, add_options
 from pais_table import pais_record
-from stages import ROOT, Runner, Stage
+from stages import Runner, Stage
 
 from pseudolabel.files import write_json
 from pseudolabel.splits import split_name
@@ -92,10 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     trained = [name for name, arm in ARMS.items() if not arm.evaluates]
     add("--percents", type=int, nargs="+", choices=SHARES, default=[5])
     add("--arms", nargs="+", choices=list(ARMS), default=trained)
-    add("--output", type=Path, default=ROOT / f"output/{NAME}")
-    add("--jobs", type=int, default=1, help="runs side by side, one core each")
-    add("--collect-only", action="store_true", help="the table of the runs that are there")
-    add("--record", action="store_true", help="write docs/results")
+    add_options(parser, NAME)
     return parser.parse_args(argv)
 
 

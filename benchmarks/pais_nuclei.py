@@ -301,6 +301,15 @@ class Experiment:
         raise DataError(folder / "config.yaml", problem, remedy)
 
 
+def add_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Where an experiment of this kind lies, how it runs, and what becomes of it."""
+    add = parser.add_argument
+    add("--output", type=Path, default=ROOT / "output" / name)
+    add("--jobs", type=int, default=1, help="runs side by side, one core each")
+    add("--collect-only", action="store_true", help="the table of the runs that are there")
+    add("--record", action="store_true", help=f"write docs/results/{name}.json and pictures")
+
+
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -309,10 +318,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--percents", type=int, nargs="+", default=[5, 10])
     add("--folds", type=int, nargs="+", default=[1, 2, 3])
     add("--arms", nargs="+", choices=list(ARMS), default=list(DEFAULT_ARMS))
-    add("--output", type=Path, default=ROOT / "output/pais_nuclei")
-    add("--jobs", type=int, default=1, help="runs side by side, one core each")
-    add("--collect-only", action="store_true", help="the table of the runs that are there")
-    add("--record", action="store_true", help="write docs/results/pais_nuclei.json and the curves")
+    add_options(parser, "pais_nuclei")
     add("--opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE overrides of every run")
     return parser.parse_args(argv)
 
