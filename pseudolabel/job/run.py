@@ -24,6 +24,7 @@ from pseudolabel.store import output_paths
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+REMOVALS = 5
 
 
 def run_job(
@@ -240,7 +241,11 @@ def remove_job(job: Path) -> None:
     job.rename(job.with_name(f"{doomed}{uuid.uuid4().hex}"))
     for path in job.parent.iterdir():
         if path.name.startswith(doomed):
-            shutil.rmtree(path, ignore_errors=True)
+            # Again where a heartbeat has made a file in it meanwhile: a folder must be empty to go.
+            for _ in range(REMOVALS):
+                shutil.rmtree(path, ignore_errors=True)
+                if not path.exists():
+                    break
 
 
 def _all_done(plan: Plan, job: Path) -> bool:
